@@ -1,0 +1,1 @@
+"""Search for adversarial examples: one file an attack, `gradients.py` holds what they share."""

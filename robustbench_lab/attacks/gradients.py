@@ -1,0 +1,123 @@
+"""What the attacks share: the contract, the losses they raise, and the gradient with respect to the image."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.models import cross_entropy
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import Budget, require
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, K], y) -> [B]; attacks raise it
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The best other logit minus the true one, [B]: above zero where the image is misclassified (Carlini and Wagner 2017, f6)."""
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.amax(dim=1) - true[:, 0]
+
+
+def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
+    """KL(y || softmax(logits)) per image, [B]; `y` holds probabilities [B, K] (TRADES' inner loss)."""
+    return F.kl_div(F.log_softmax(logits, dim=1), y, reduction="none").sum(dim=1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "kl": kl_divergence}
+
+
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Which images are misclassified, bool [B]; for probabilities as `y`, against their largest."""
+    return logits.argmax(dim=1) != (y if y.dim() == 1 else y.argmax(dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """How to search for an adversarial example; the budget says where.
+
+    `attack(model, x, y, budget, rng)` takes images [B, C, H, W] in [0, 1], their labels (int64 [B]), and streams of random numbers tied to
+    the images; it returns x_adv of the same shape, inside the budget, detached. The model is in eval mode with frozen parameters, and is
+    left as it was: gradients go to the image only.
+
+    Raises LabError when built with a wrong knob, or when the budget is one that the attack cannot search (`norms`, `needs_finite_ball`).
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    needs_finite_ball: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = True
+
+    def check(self, budget: Budget) -> None:
+        """Stop if this attack cannot search this ball."""
+        name = type(self).__name__
+        require(budget.norm in self.norms, "budget.norm", f"{' or '.join(self.norms)}, the norms that attack {name} has", budget.norm)
+        if self.needs_finite_ball and budget.eps == math.inf:
+            raise LabError(f"budget.eps: attack {name} needs a finite ball, got inf; set budget.eps, for example budget.eps=8/255")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        self.check(budget)
+        return self.search(model, x, y, budget, rng).detach()
+
+    @abstractmethod
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        """The attack itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAttack(Attack):
+    """An attack that climbs a loss.
+
+    loss: ce, margin, kl, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
+    labels: true, or predicted (the model's own predictions: no label leaking).
+    eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
+    """
+
+    loss: str | Loss
+    labels: str
+    eot_samples: int
+
+    def __post_init__(self) -> None:
+        known = (*LOSSES, "own")
+        require(callable(self.loss) or self.loss in known, "loss", f"one of {', '.join(known)}", self.loss)
+        require(self.labels in ("true", "predicted"), "labels", "true or predicted", self.labels)
+        require_count(self.eot_samples, "eot_samples")
+
+    def loss_of(self, model: nn.Module) -> Loss:
+        if callable(self.loss):
+            return self.loss
+        return own_loss(model) if self.loss == "own" else LOSSES[self.loss]
+
+    def labels_for(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.labels == "true":
+            return y
+        with torch.no_grad():
+            return model(x).argmax(dim=1)
+
+    def gradient(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss's gradient at x, its value [B] and the logits [B, K], each averaged over `eot_samples` passes."""
+        x = x.detach().requires_grad_()
+        total_gradient, total_value, total_logits = (torch.zeros((), device=x.device),) * 3
+        for _ in range(self.eot_samples):
+            logits = model(x)
+            value = loss(logits, y)
+            total_gradient = total_gradient + torch.autograd.grad(value.sum(), x)[0]
+            total_value = total_value + value.detach()
+            total_logits = total_logits + logits.detach()
+        return total_gradient / self.eot_samples, total_value / self.eot_samples, total_logits / self.eot_samples
+
+
+def own_loss(model: nn.Module) -> Loss:
+    """The loss per image that a defended model was trained with; cross-entropy where it does not say."""
+    return getattr(model, "own_loss", cross_entropy)
+
+
+def require_count(value: object, key: str) -> None:
+    require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, key, "a whole number >= 1", value)

@@ -1,0 +1,106 @@
+"""Projected gradient descent inside a norm ball.
+
+Source: Madry et al. 2018, arXiv:1706.06083, section 2.1 (inner maximisation).
+Limits: a defense that hides gradients can survive it; a step size far from eps * 2.5 / steps wastes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import GradientAttack, is_wrong, require_count
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import Budget, is_number, per_image, require
+
+STARTS = ("none", "uniform", "gaussian")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(GradientAttack):
+    """Steps of fixed length along the steepest direction, each followed by a projection.
+
+    steps: gradient steps of each restart.
+    step_size, relative_step_size: length of a step as a fraction of the pixel range, or of eps; exactly one is given.
+    random_start: none (from x), uniform (from the ball), gaussian (x + start_scale * N(0, 1), as TRADES starts).
+    start_scale: standard deviation of the gaussian start; null otherwise.
+    restarts: independent searches; the best one counts, image by image. Without a random start they would be equal: an error.
+    keep: the last iterate, or the best one of the whole search. Better = misclassified, then higher loss.
+    """
+
+    steps: int
+    step_size: float | None
+    relative_step_size: float | None
+    random_start: str
+    start_scale: float | None
+    restarts: int
+    keep: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count(self.steps, "steps")
+        require_count(self.restarts, "restarts")
+        given = [size for size in (self.step_size, self.relative_step_size) if size is not None]
+        require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", given)
+        require(is_number(given[0]) and given[0] > 0, "step_size", "a number > 0, such as 2/255", given[0])
+        require(self.random_start in STARTS, "random_start", f"one of {', '.join(STARTS)}", self.random_start)
+        needs_scale = self.random_start == "gaussian"
+        require(
+            is_number(self.start_scale) if needs_scale else self.start_scale is None,
+            "start_scale", "a number" if needs_scale else f"null with random_start={self.random_start}", self.start_scale,
+        )  # fmt: skip
+        require(
+            self.restarts == 1 or self.random_start != "none",
+            "restarts", "1 with random_start=none, because all restarts would be equal", self.restarts,
+        )  # fmt: skip
+        require(self.keep in ("last", "best"), "keep", "last or best", self.keep)
+
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        y = self.labels_for(model, x, y)
+        if self.restarts == 1 and self.keep == "last":
+            return self._climb(model, x, y, budget, rng, None)
+        best = _Best(x)
+        for restart in range(self.restarts):
+            last = self._climb(model, x, y, budget, rng.fold("restart", restart), best if self.keep == "best" else None)
+            with torch.no_grad():
+                passes = [model(last) for _ in range(self.eot_samples)]
+                loss = self.loss_of(model)
+                best.offer(last, torch.stack([loss(p, y) for p in passes]).mean(0), is_wrong(torch.stack(passes).mean(0), y))
+        return best.x
+
+    def _climb(
+        self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom, best: _Best | None
+    ) -> Tensor:
+        loss = self.loss_of(model)
+        step = self.step_size if self.step_size is not None else budget.eps * (self.relative_step_size or 0.0)
+        x_adv = self._start(x, budget, rng)
+        for _ in range(self.steps):
+            gradient, value, logits = self.gradient(model, x_adv, y, loss)
+            if best is not None:
+                best.offer(x_adv, value, is_wrong(logits, y))
+            x_adv = budget.project(x_adv + step * budget.steepest(gradient), x)
+        return x_adv
+
+    def _start(self, x: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        if self.random_start == "uniform":
+            return budget.random_start(x, rng)
+        if self.random_start == "gaussian":
+            return budget.project(x + (self.start_scale or 0.0) * rng.normal(*x.shape[1:]).to(x.dtype), x)
+        return x
+
+
+class _Best:
+    """The best iterate so far of each image: a misclassified one before any other, then the one of higher loss."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.clone()
+        self.loss = x.new_full((len(x),), -torch.inf)
+        self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def offer(self, x: Tensor, loss: Tensor, wrong: Tensor) -> None:
+        better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (loss > self.loss))
+        self.x = torch.where(per_image(better, x), x, self.x)
+        self.loss = torch.where(better, loss.to(self.loss.dtype), self.loss)
+        self.wrong = self.wrong | wrong

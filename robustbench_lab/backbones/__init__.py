@@ -1,0 +1,1 @@
+"""Networks: one file an architecture, `base.py` holds the contract."""

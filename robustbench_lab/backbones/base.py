@@ -1,0 +1,72 @@
+"""What every network is: named stages, a pool and a linear head."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from robustbench_lab.errors import LabError
+
+
+class Backbone(nn.Module):
+    """A network in three parts: `head(pool(body(x)))`.
+
+    Images [B, C, H, W] come already normalised; `body` has one child per stage, whose outputs are what attention maps
+    are taken from; `pool` makes one vector [B, F] of the last maps; `head` makes logits [B, K] of it.
+    Activations are `nn.ReLU` modules, one per use and never in place, so that a defense can replace them; there is no
+    data-dependent control flow, so that `torch.fx` can trace the network.
+    """
+
+    def __init__(self, body: nn.Sequential, pool: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.pool = pool
+        self.head = head
+
+    @property
+    def feature_size(self) -> int:
+        """F, the length of the vector that the head reads."""
+        return self.head.in_features
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads: [B, C, H, W] -> [B, F]."""
+        return self.pool(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def sequence(**stages: nn.Module) -> nn.Sequential:
+    """An `nn.Sequential` whose children have names."""
+    return nn.Sequential(OrderedDict(stages))
+
+
+def global_average_pool() -> nn.Sequential:
+    """The mean of each map: [B, F, H, W] -> [B, F], whatever H and W."""
+    return sequence(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+
+
+def check_whole(key: str, value: object, least: int = 1) -> None:
+    """Raise LabError unless the knob is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise LabError(f"{key}: expected a whole number of at least {least}, got {value!r}")
+
+
+def check_sizes(key: str, sizes: object) -> None:
+    """Raise LabError unless the knob is a list of one or more layer sizes."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
+        raise LabError(f"{key}: expected one or more layer sizes, such as [32, 16], got {sizes!r}")
+    for position, size in enumerate(sizes):
+        check_whole(f"{key}[{position}]", size)
+
+
+def check_problem(classes: int, channels: int, image_size: int, smallest: int = 1) -> None:
+    """Raise LabError unless there are classes, channels and square images of at least `smallest` pixels a side."""
+    check_whole("dataset.classes", classes, least=2)
+    check_whole("dataset.channels", channels)
+    check_whole("dataset.size", image_size)
+    if image_size < smallest:
+        raise LabError(
+            f"dataset.size: this backbone needs images of at least {smallest}x{smallest} pixels, got "
+            f"{image_size}x{image_size}; choose another backbone, such as backbone=small_cnn"
+        )

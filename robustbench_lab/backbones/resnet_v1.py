@@ -1,0 +1,105 @@
+"""The ResNets that He et al. designed for CIFAR-10."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustbench_lab.backbones.base import Backbone, check_problem, check_whole, global_average_pool, sequence
+from robustbench_lab.errors import LabError
+
+
+class ResNetV1(Backbone):
+    """The CIFAR ResNet of depth 6n+2: three stages of n post-activation blocks, with shortcuts that have no parameters.
+
+    Images [B, C, H, W] of any size; features [B, 64 * width], the mean of the last maps.
+    Source: He et al. 2016, arXiv:1512.03385, section 4.2, option A; initialisation and place of the zero channels from
+    elliothe/CVPR_2019_PNI (code/models/vanilla_models/vanilla_resnet_cifar.py), which PNI's and FM's tables rest on.
+    Differs from it: `width` multiplies 16-32-64; those tables have such networks (ResNet-20 [1.5x]), that code has not.
+    Raises: LabError for a depth that is not 6n+2 or a width that gives a fraction of a channel.
+    """
+
+    def __init__(self, classes: int, channels: int, image_size: int, depth: int, width: float) -> None:
+        check_problem(classes, channels, image_size)
+        check_whole("backbone.depth", depth, least=8)
+        if (depth - 2) % 6:
+            raise LabError(f"backbone.depth: expected 6n+2 (8, 14, 20, 32, 44, 56, ...), got {depth}")
+        if isinstance(width, bool) or not isinstance(width, int | float) or width <= 0 or width * 16 % 1 != 0:
+            raise LabError(f"backbone.width: expected a positive multiple of 1/16, such as 1, 1.5 or 2, got {width!r}")
+        small, medium, large = (int(base * width) for base in (16, 32, 64))
+        blocks = (depth - 2) // 6
+        super().__init__(
+            body=sequence(
+                stem=stem(channels, small),
+                stage1=residual_stage(small, small, blocks, 1, PaddedShortcut),
+                stage2=residual_stage(small, medium, blocks, 2, PaddedShortcut),
+                stage3=residual_stage(medium, large, blocks, 2, PaddedShortcut),
+            ),
+            pool=global_average_pool(),
+            head=nn.Linear(large, classes),
+        )
+        self.apply(initialise)
+
+
+class PaddedShortcut(nn.Module):
+    """Option A: every `stride`-th pixel, then channels of zeros: [B, C, H, W] -> [B, out, H / stride, W / stride].
+
+    Sizes round up, as those of a padded 3x3 convolution do: the pixels kept are those on which it is centred.
+    Source: He et al. 2016, arXiv:1512.03385, section 3.3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.zero_channels = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.zero_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm beside a shortcut, activated after the sum (post-activation).
+
+    Source: He et al. 2016, arXiv:1512.03385, figure 2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = shortcut
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(residual + self.shortcut(x))
+
+
+def stem(channels: int, width: int) -> nn.Sequential:
+    """The first 3x3 convolution with BatchNorm and activation, at full resolution."""
+    conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    return sequence(conv=conv, norm=nn.BatchNorm2d(width), relu=nn.ReLU())
+
+
+def residual_stage(
+    in_channels: int, out_channels: int, blocks: int, stride: int, make_shortcut: Callable[[int, int, int], nn.Module]
+) -> nn.Sequential:
+    """Blocks at one resolution; the first has the stride and, if shapes change, `make_shortcut(in, out, stride)`."""
+    reshapes = stride != 1 or in_channels != out_channels
+    shortcut = make_shortcut(in_channels, out_channels, stride) if reshapes else nn.Identity()
+    stage = {"block1": BasicBlock(in_channels, out_channels, stride, shortcut)}
+    for number in range(2, blocks + 1):
+        stage[f"block{number}"] = BasicBlock(out_channels, out_channels, 1, nn.Identity())
+    return sequence(**stage)
+
+
+def initialise(module: nn.Module) -> None:
+    """Normal weights, of variance 2 / fan-out (convolutions) or 2 / fan-in (head); BatchNorm is left at 1 and 0."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,87 @@
+"""Weights and training states on disk: safetensors only, with a digest, so that a damaged file is never half-loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch import uint8 as torch_uint8
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.records import write_bytes
+from robustbench_lab.training import State
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+MODEL_FILE = "model.safetensors"
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash over names, shapes, types and values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(memoryview(tensor.reshape(-1).view(torch_uint8).numpy()))
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> str:
+    """Write tensors and JSON metadata into one file; returns the digest. Raises LabError when the disk fails."""
+    checksum = digest(tensors)
+    # Copies, because safetensors refuses tensors that share memory (the best weights may be the last).
+    content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                   {"lab": json.dumps({**meta, "digest": checksum})})  # fmt: skip
+    write_bytes(path, content)
+    return checksum
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Raises LabError, naming the file, when it is missing, truncated, damaged or of another kind."""
+    remedy = "delete it and train again, or train with force=true"
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["lab"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise LabError(f"{path} is damaged or not a file of this project ({error}); {remedy}") from error
+    if digest(tensors) != meta.get("digest"):
+        raise LabError(f"{path} is damaged: its contents do not match their digest; {remedy}")
+    return tensors, meta
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load all weights or none. Raises LabError, naming what does not fit, for a checkpoint of another architecture."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        first = differing[0]
+        raise LabError(
+            f"{path} holds another architecture than backbone and defense describe: {len(differing)} tensors differ, the first is {first!r} "
+            f"(expected {expected.get(first)}, found {found.get(first)}); check backbone, dataset and defense, or train with force=true"
+        )
+    model.load_state_dict(tensors)
+
+
+def save_state(path: Path, state: State, run: str) -> None:
+    """Write a training state under the run's fingerprint, in one file."""
+    groups = {f.name: getattr(state, f.name) for f in fields(state) if f.name in ("model", "best", "optimizers")}
+    tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
+    write_tensors(path, tensors, {"run": run, "epoch": state.epoch, "history": state.history})
+
+
+def load_state(path: Path, run: str) -> State:
+    """Raises LabError when the file is damaged, or belongs to another run."""
+    tensors, meta = read_tensors(path)
+    if meta.get("run") != run:
+        raise LabError(f"{path} belongs to run {meta.get('run')}, not to {run}; delete it and train again")
+    state = State(epoch=int(meta["epoch"]), history=list(meta["history"]))  # type: ignore[call-overload]
+    for name, tensor in tensors.items():
+        group, _, key = name.partition("/")
+        getattr(state, group)[key] = tensor
+    return state

@@ -1,0 +1,262 @@
+"""From configuration to objects, and the fingerprints that name runs and evaluations.
+
+`build` is the only place where a `_target_` becomes an object, and only the packages in `TARGETS` may be named there. Nothing here
+imports torch: help and tables stay quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.records import finished_runs
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
+CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
+TARGETS = ("robustbench_lab.", "torch.optim.")
+HYDRA_VERSION_BASE = "1.3"
+
+RUN_GROUPS = ("dataset", "backbone", "defense", "training")
+NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget")}  # they change no weight
+TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
+FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+
+
+def project_path(relative: str) -> str:
+    """A path inside the checkout that this code runs from; inside the working directory when it is installed without one."""
+    return str((CHECKOUT or Path.cwd()) / relative)
+
+
+OmegaConf.register_new_resolver("project_path", project_path, replace=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What names a training run: its content, and the words a person would use for it."""
+
+    config: dict[str, Any]  # dataset, backbone, defense, training, seed: resolved
+    choices: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        kept = {
+            group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS
+        }
+        return fingerprint({**kept, "seed": self.config["seed"]})
+
+    @property
+    def name(self) -> str:
+        words = [self.choices[group] for group in ("dataset", "backbone", "defense")]
+        return "-".join([*words, f"s{self.config['seed']}", self.fingerprint])
+
+    def folder(self, output_root: Path) -> Path:
+        """Where the run is, or will be: an existing folder of this content counts under any name."""
+        existing = sorted((output_root / "runs").glob(f"*-{self.fingerprint}"))
+        return existing[0] if existing else output_root / "runs" / self.name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What names an evaluation: the run that is attacked, the run that the attacker sees instead (if any), and how it is attacked."""
+
+    run: Run
+    source: Run | None
+    config: dict[str, Any]  # attack, budget, threat_model, attack_seed, test_size: resolved
+    choices: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        seen = {k: v for k, v in self.config["threat_model"].items() if k != "overrides"}  # the source's content says it better
+        source = self.source.fingerprint if self.source else None
+        return fingerprint({**self.config, "threat_model": seen, "source": source})
+
+    @property
+    def name(self) -> str:
+        return f"{self.choices['attack']}-{self.choices['threat_model']}-{self.fingerprint}"
+
+    def folder(self, output_root: Path) -> Path:
+        """Where the evaluation is, or will be: an existing folder of this content counts under any name."""
+        parent = self.run.folder(output_root) / "evaluate"
+        existing = sorted(parent.glob(f"*-{self.fingerprint}"))
+        return existing[0] if existing else parent / self.name
+
+
+def canonical(value: object) -> object:
+    """One spelling per value: 3 and 3.0 alike, tuples as lists, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(entry) for entry in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else repr(value)
+    return value
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Eight hex digits that depend on the content alone, not on key order or on how a number was written."""
+    text = json.dumps(canonical(content), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def plain(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """The named parts of a composed config as plain values: interpolations resolved, fractions such as 8/255 read as numbers.
+
+    Raises LabError with the key of a missing value, a broken interpolation or a fraction with a zero below the line.
+    """
+    result = {}
+    for key in keys:
+        try:
+            node = cfg[key]
+            content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+        except OmegaConfBaseException as error:
+            raise LabError(f"{getattr(error, 'full_key', None) or key}: {str(error).splitlines()[0]}") from error
+        result[key] = with_fractions(content, key)
+    return result
+
+
+def with_fractions(value: object, key: str) -> Any:
+    """Read every text of the form a/b as the number that it is; it is parsed, never evaluated as code."""
+    if isinstance(value, Mapping):
+        return {name: with_fractions(entry, f"{key}.{name}") for name, entry in value.items()}
+    if isinstance(value, list):
+        return [with_fractions(entry, f"{key}[{index}]") for index, entry in enumerate(value)]
+    if isinstance(value, str) and (match := FRACTION.fullmatch(value)):
+        above, below = map(float, match.groups())
+        if below == 0:
+            raise LabError(f"{key}: {value!r} divides by zero; write a number or a fraction such as 8/255")
+        return above / below
+    return value
+
+
+def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
+    return Run(plain(cfg, *RUN_GROUPS, "seed"), {group: str(choices[group]) for group in RUN_GROUPS})
+
+
+def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> Evaluation:
+    """The evaluation that a composed config describes; `overrides` are the words that it was composed from.
+
+    Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
+    """
+    config = plain(cfg, "attack", "budget", "threat_model", "attack_seed")
+    config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
+    run, source = run_of(cfg, choices), None
+    if config["threat_model"]["sees"] in ("twin", "substitute"):
+        described = merged_overrides([f"{group}={choices[group]}" for group in RUN_GROUPS], train_overrides(overrides))
+        source_cfg, source_choices = compose("train", merged_overrides(described, config["threat_model"]["overrides"]))
+        source = run_of(source_cfg, source_choices)
+        if config["threat_model"]["sees"] == "substitute" and source.fingerprint == run.fingerprint:
+            raise LabError(
+                f"threat_model.overrides: {config['threat_model']['overrides']} describe the attacked run itself; name another run, or use "
+                "threat_model=white"
+            )
+    return Evaluation(run, source, config, {group: str(choices[group]) for group in ("attack", "budget", "threat_model")})
+
+
+def compose(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config of a verb under overrides, and the choices made in its groups; works inside a running job and outside."""
+    if GlobalHydra.instance().is_initialized():
+        cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+    else:
+        with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION_BASE):
+            cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+    return cfg, dict(cfg.hydra.runtime.choices)
+
+
+def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
+    """`base` changed by `more`: a key named again is replaced, and a group chosen anew drops what was said about the old choice."""
+    replaced = [_key(override) for override in more]
+    kept = [override for override in base if not any(_key(override) == key or _key(override).startswith(f"{key}.") for key in replaced)]
+    return [*kept, *more]
+
+
+def train_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of an evaluation's overrides that describe the training run."""
+    return [override for override in overrides if _key(override).partition(".")[0] in TRAIN_KEYS]
+
+
+def _key(override: str) -> str:
+    parsed = OverridesParser.create().parse_override(override)
+    return parsed.package or parsed.key_or_group
+
+
+def build(node: object, key: str) -> Any:
+    """The object that a config describes; errors carry the full config key.
+
+    A mapping with `_target_` becomes that callable's result (`_partial_: true`: the callable with its arguments bound). Raises LabError
+    for a target outside `TARGETS`, an unknown or missing knob, or one that the object itself refuses.
+    """
+    if isinstance(node, list):
+        return [build(entry, f"{key}[{index}]") for index, entry in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    knobs = {name: build(entry, f"{key}.{name}") for name, entry in node.items() if name not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return knobs
+    target = str(node["_target_"])
+    if not target.startswith(TARGETS):
+        raise LabError(f"{key}._target_: expected something in {' or '.join(TARGETS)}, got {target!r}")
+    try:
+        callee = get_object(target)
+        if node.get("_partial_"):
+            inspect.signature(callee).bind_partial(**knobs)
+            return partial(callee, **knobs)
+        inspect.signature(callee).bind(**knobs)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise LabError(f"{key}: {target} does not take these knobs: {error}") from error
+    try:
+        return callee(**knobs)
+    except LabError as error:
+        named = str(error) if str(error).startswith(f"{key.partition('.')[0]}.") else f"{key}.{error}"
+        raise LabError(named) from error
+
+
+def dataset_of(config: Mapping[str, Any]) -> Any:
+    """The dataset object of a resolved run; its `budget` is for others to refer to."""
+    return build({name: entry for name, entry in config["dataset"].items() if name != "budget"}, "dataset")
+
+
+def nearest_runs(run: Run, output_root: Path, most: int = 3) -> str:
+    """The finished runs that differ least from this one, with the keys that differ: what to look at when it is missing."""
+    wanted = _flat(run.config)
+    ranked = []
+    for folder, record in finished_runs(output_root):
+        found = _flat(record.get("config", {}))
+        differing = sorted(k for k in wanted.keys() | found.keys() if canonical(wanted.get(k)) != canonical(found.get(k)))
+        differing = [k for k in differing if tuple(k.split(".")[:2]) not in NOT_IN_RUN]
+        ranked.append((len(differing), folder.name, [f"{k}: {found.get(k)!r} != {wanted.get(k)!r}" for k in differing]))
+    lines = [f"{name}, which differs in {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}" for _, name, keys in sorted(ranked)[:most]]
+    return "; nearest: " + "; ".join(lines) if lines else f"; there are no finished runs in {output_root / 'runs'}"
+
+
+def _flat(content: object, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    return {k: v for name, entry in content.items() for k, v in _flat(entry, f"{prefix}.{name}" if prefix else str(name)).items()}
+
+
+def current_choices() -> dict[str, Any]:
+    """The groups' choices of the job that runs now."""
+    return dict(HydraConfig.get().runtime.choices)
+
+
+def current_overrides() -> list[str]:
+    """The command line of the job that runs now."""
+    return list(HydraConfig.get().overrides.task)

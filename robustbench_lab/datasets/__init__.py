@@ -1,0 +1,1 @@
+"""Image data: one file a dataset, `base.py` holds the contract."""

@@ -1,0 +1,95 @@
+"""The contract of a training method; the base class itself is standard training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.models import Defended, cross_entropy, frozen
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import Budget, is_number, require
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    x [B, C, H, W] in [0, 1], augmented; y int64 [B]; ids int64 [B] in the training split; copy int64 [B], which visit of the epoch this is
+    to each image (0 unless the defense has `copies` > 1); epoch from 0; rng, tied to image, copy and epoch; fixed_rng, tied to image and
+    copy: the same in every epoch.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    copy: Tensor
+    epoch: int
+    rng: ImageRandom
+    fixed_rng: ImageRandom
+
+
+@dataclass(frozen=True)
+class Player:
+    """One side of alternating training: its parameters get their own optimiser, which lowers its loss once a step."""
+
+    name: str
+    parameters: Iterable[nn.Parameter]
+    loss: Callable[[Defended, Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense:
+    """A training method, by hooks; without any it is standard training.
+
+    A defense object holds no learned state: whatever it learns are buffers or parameters of the model.
+    """
+
+    @property
+    def copies(self) -> int:
+        """How many times an epoch visits each image; `batch.copy` says which visit it is."""
+        return 1
+
+    def build(self, make_net: Callable[[], nn.Module]) -> Defended:
+        """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call."""
+        return Defended(make_net())
+
+    def prepare(self, model: Defended, train_data: object) -> None:
+        """Once, before step 0, and not again after a resume: what it learns from the data goes into the model's buffers."""
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        """Each step: the scalar to lower."""
+        return cross_entropy(model(batch.x), batch.y).mean()
+
+    def players(self, model: Defended) -> list[Player]:
+        """Once: who is trained on what; several alternate within a step."""
+        return [Player("model", model.parameters(), self.loss)]
+
+    def after_step(self, model: Defended) -> None:
+        """After the optimisers moved: constraints on the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialDefense(Defense):
+    """A defense that attacks itself while it trains: what to search with, and where."""
+
+    attack: Attack
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        self.attack.check(self.budget)
+
+    def adversarial(self, model: Defended, x: Tensor, y: Tensor, rng: ImageRandom) -> Tensor:
+        """x_adv against the current weights in eval mode; leaves no trace in the model (BatchNorm statistics do not move)."""
+        with frozen(model) as target:
+            return self.attack(target, x, y, self.budget, rng)
+
+
+def require_weight(value: object, key: str) -> None:
+    require(is_number(value) and value >= 0, key, "a number >= 0", value)  # type: ignore[operator]
+
+
+def require_epoch(value: object, key: str) -> None:
+    require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, "a whole number of epochs >= 0", value)

@@ -1,0 +1,107 @@
+"""Feature matching (FM): classify by the nearest of K learned label embeddings.
+
+Source: "Feature matching", IJMIR 2021, doi:10.1007/s13735-021-00219-0, section 3, eq. 6-10.
+Readings, where the paper is silent or ambiguous, are knobs: the negative term of eq. 6 (`negatives`; the text says that it is zero only if
+all negatives lie beyond beta), the loss that the training attack climbs and the labels that it uses (knobs of `attack`).
+Limits: beta is about 0.006 to 0.016, so classes may end a few hundredths apart, and the hinges have zero gradient once satisfied: an
+attack that climbs this loss can be blind. Evaluate with loss=ce and loss=margin too, which see minus the distances as logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_epoch, require_weight
+from robustbench_lab.errors import LabError
+from robustbench_lab.models import Defended
+from robustbench_lab.threats import is_number, require
+
+NEGATIVES = ("sum", "mean", "hardest")
+
+
+class LabelEmbeddings(nn.Module):
+    """Minus the Euclidean distances between features [B, F] and K label embeddings, as logits [B, K] (eq. 8 and 9).
+
+    Computed in float32 whatever the features' precision: distances are differences of near numbers. Its K * F weights replace the linear
+    layer's and there is no bias, so that a defended network has K parameters fewer.
+    """
+
+    def __init__(self, in_features: int, out_features: int, init_std: float) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * init_std)
+
+    def forward(self, features: Tensor) -> Tensor:
+        difference = features.float().unsqueeze(1) - self.weight.float()
+        # Inside the root, 1e-20 keeps the gradient finite at distance 0, and lies far below alpha ** 2 (about 1e-16).
+        return -(difference.square().sum(dim=2) + 1e-20).sqrt()
+
+
+@dataclass(frozen=True)
+class FullpleLoss:
+    """Eq. 6 per image, [B], from minus the distances [B, K]: max(d_y - alpha, 0) + the negatives' max(beta - d_j, 0)."""
+
+    alpha: float
+    beta: float
+    negatives: str
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        distances = -logits
+        positive = (distances.gather(1, y[:, None])[:, 0] - self.alpha).clamp(min=0)
+        hinges = (self.beta - distances).clamp(min=0).scatter(1, y[:, None], 0.0)
+        if self.negatives == "hardest":
+            return positive + hinges.amax(dim=1)
+        return positive + hinges.sum(dim=1) / (1 if self.negatives == "sum" else logits.shape[1] - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMatching(AdversarialDefense):
+    """clean_weight * L(x) + adversarial_weight * L(x_adv) with the fullple loss L; L(x) alone before `start_epoch` (eq. 10).
+
+    alpha_scale, beta_scale: eq. 7, multiplied by the root of the feature length.
+    negatives: how the hinges of the other classes add up: sum, mean, or hardest (only the nearest).
+    embedding_std: standard deviation of the embeddings' initial values (not stated in the paper).
+    """
+
+    alpha_scale: float
+    beta_scale: float
+    negatives: str
+    embedding_std: float
+    clean_weight: float
+    adversarial_weight: float
+    start_epoch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("alpha_scale", "beta_scale", "embedding_std"):
+            require(is_number(getattr(self, key)) and getattr(self, key) > 0, key, "a number > 0", getattr(self, key))
+        require(self.negatives in NEGATIVES, "negatives", f"one of {', '.join(NEGATIVES)}", self.negatives)
+        require_weight(self.clean_weight, "clean_weight")
+        require_weight(self.adversarial_weight, "adversarial_weight")
+        require_epoch(self.start_epoch, "start_epoch")
+
+    def build(self, make_net: Callable[[], nn.Module]) -> Defended:
+        net = make_net()
+        head = getattr(getattr(net, "backbone", None), "head", None)
+        if not isinstance(head, nn.Linear):
+            raise LabError(f"backbone: defense feature matching replaces the linear head, but the head is {type(head).__name__}")
+        net.backbone.head = LabelEmbeddings(head.in_features, head.out_features, self.embedding_std)  # type: ignore[union-attr]
+        return Defended(net, own_loss=self.fullple(head.in_features))
+
+    def fullple(self, length: int) -> FullpleLoss:
+        """The loss for features of this length (eq. 7)."""
+        return FullpleLoss(math.sqrt(length) * self.alpha_scale, math.sqrt(length) * self.beta_scale, self.negatives)
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        fullple = model.own_loss
+        if batch.epoch < self.start_epoch or not self.adversarial_weight:
+            return fullple(model(batch.x), batch.y).mean()
+        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
+        clean = fullple(model(batch.x), batch.y).mean()
+        return self.clean_weight * clean + self.adversarial_weight * fullple(model(x_adv), batch.y).mean()

@@ -1,0 +1,45 @@
+"""TRADES: trade clean accuracy for agreement between the clean and the worst nearby prediction.
+
+Source: Zhang et al. 2019, arXiv:1901.08573, algorithm 1 and eq. 5; settings of the authors' code, yaodongyu/TRADES.
+As in that code, the target of the inner search is the clean prediction in eval mode, the outer divergence is averaged over the batch, and
+its gradient flows through both predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_lab.attacks.gradients import GradientAttack, kl_divergence
+from robustbench_lab.defenses.base import AdversarialDefense, Batch
+from robustbench_lab.models import Defended, cross_entropy, frozen
+from robustbench_lab.threats import is_number, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trades(AdversarialDefense):
+    """CE(x) + beta * KL(f(x) || f(x_adv)), where x_adv raises that divergence.
+
+    The attack's own loss is replaced by the divergence; its `labels` must be `true`, because the target is a distribution.
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(is_number(self.beta) and self.beta > 0, "beta", "a number > 0", self.beta)
+        require(isinstance(self.attack, GradientAttack), "attack", "an attack that climbs a loss, such as pgd", type(self.attack).__name__)
+        require(getattr(self.attack, "labels", None) == "true", "attack.labels", "true", getattr(self.attack, "labels", None))
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        assert isinstance(self.attack, GradientAttack)
+        with frozen(model) as target:
+            with torch.no_grad():
+                clean = F.softmax(target(batch.x), dim=1)
+            x_adv = replace(self.attack, loss=kl_divergence)(target, batch.x, clean, self.budget, batch.rng)
+        logits, logits_adv = model(batch.x), model(x_adv)
+        divergence = kl_divergence(logits_adv, F.softmax(logits, dim=1)).mean()
+        return cross_entropy(logits, batch.y).mean() + self.beta * divergence

@@ -1,0 +1,1 @@
+"""Config in, files out: one file a verb."""

@@ -1,0 +1,174 @@
+"""Attack a finished run and write its record."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from robustbench_lab.checks import warnings_of
+from robustbench_lab.config import (
+    Evaluation,
+    Run,
+    build,
+    current_choices,
+    current_overrides,
+    evaluation_of,
+    nearest_runs,
+    plain,
+)
+from robustbench_lab.defenses.base import Defense
+from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation import Outcome, attacker_view, evaluate
+from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
+from robustbench_lab.records import (
+    RECORD_FILE,
+    RUN_FILE,
+    SCHEMA,
+    locked,
+    provenance,
+    read_arrays,
+    read_json,
+    wilson_interval,
+    write_arrays,
+    write_json,
+)
+from robustbench_lab.threats import require
+
+log = logging.getLogger("robustbench_lab")
+
+OUTCOME_FILE = "outcome.npz"
+PARTIAL_FILE = "outcome.partial.npz"
+
+
+def main(cfg: DictConfig) -> None:
+    job(cfg, evaluation_of(cfg, current_choices(), current_overrides()))
+
+
+def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
+    """The folder of the finished evaluation, which is made, or resumed, if it has to be."""
+    output_root = Path(cfg.output_root).absolute()
+    attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
+    attack.check(budget)
+    require(isinstance(cfg.batch_size, int) and cfg.batch_size >= 1, "batch_size", "a whole number >= 1", cfg.batch_size)
+    digests = {"run": _digest(evaluation.run, output_root)}
+    if evaluation.source is not None:
+        digests["source"] = _digest(evaluation.source, output_root)
+    folder = evaluation.folder(output_root)
+    if not cfg.force and _finished(folder, digests):
+        return folder
+    device = device_of(cfg.device)
+    dataset, defended, defense, _ = load_run(evaluation.run, evaluation.run.folder(output_root), device)
+    source = None
+    if evaluation.source is not None:
+        _, source, _, _ = load_run(evaluation.source, evaluation.source.folder(output_root), device)
+    view = attacker_view(threat_model, defended, source, undefended=type(defense) is Defense)
+    where = plain(cfg, "data")["data"]
+    data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
+
+    with locked(folder, log.info), leaving_error(folder):
+        if not cfg.force and _finished(folder, digests):
+            return folder
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        partial = folder / PARTIAL_FILE
+        mark = " ".join([evaluation.fingerprint, *digests.values()])
+        outcome = evaluate(
+            defended, view, data, attack, budget, seed=evaluation.config["attack_seed"], batch_size=cfg.batch_size,
+            outcome=None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy()),
+            save=lambda outcome: write_arrays(partial, mark=np.array(mark), **_arrays(outcome)),
+        )  # fmt: skip
+        write_arrays(folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance)
+        record = record_of(evaluation, outcome, digests, dataset.classes, defended.stochastic, device)
+        write_json(folder / RECORD_FILE, record)
+        partial.unlink(missing_ok=True)
+    low, high = record["robust_interval"]
+    log.info(
+        "%s on %s: clean %.2f %%, robust %.2f %% (95 %% interval %.2f to %.2f, n = %d)%s\n  %s",
+        evaluation.name, evaluation.run.name, 100 * record["clean_accuracy"], 100 * record["robust_accuracy"], 100 * low, 100 * high,
+        record["n"], "".join(f"\n  warning {warning['code']}: {warning['message']}" for warning in record["warnings"]), folder,
+    )  # fmt: skip
+    return folder
+
+
+def record_of(
+    evaluation: Evaluation, outcome: Outcome, digests: dict[str, str], classes: int, stochastic: bool, device: torch.device
+) -> dict[str, Any]:
+    """The content of record.json."""
+    n, attacked = len(outcome.ids), int(outcome.clean.sum())
+    broken = outcome.distance[outcome.clean & ~outcome.robust]
+    quantiles = np.quantile(broken, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(broken) else None
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": evaluation.fingerprint,
+        "run": _about(evaluation.run, digests["run"]),
+        "source": _about(evaluation.source, digests["source"]) if evaluation.source else None,
+        "choices": evaluation.choices,
+        "config": evaluation.config,
+        "n": n,
+        "clean_correct": attacked,
+        "robust_correct": int(outcome.robust.sum()),
+        "clean_accuracy": attacked / n,
+        "clean_interval": wilson_interval(attacked, n),
+        "robust_accuracy": float(outcome.robust.mean()),
+        "robust_interval": wilson_interval(int(outcome.robust.sum()), n),
+        "attacked": attacked,
+        "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
+                               "mean": float(broken.mean()) if len(broken) else None},
+        "forward_per_attacked_image": outcome.forward / attacked if attacked else None,
+        "backward_per_attacked_image": outcome.backward / attacked if attacked else None,
+        "seconds": outcome.seconds,
+        **provenance(device_name(device)),
+    }  # fmt: skip
+    record["warnings"] = warnings_of(record, classes, stochastic)
+    return record
+
+
+def _about(run: Run, digest: str) -> dict[str, Any]:
+    return {"name": run.name, "fingerprint": run.fingerprint, "choices": run.choices, "seed": run.config["seed"], "model_digest": digest}
+
+
+def _digest(run: Run, output_root: Path) -> str:
+    """The digest of a finished run's weights. Raises LabError, with the nearest finished runs, when there is none."""
+    path = run.folder(output_root) / RUN_FILE
+    if not path.exists():
+        words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))
+        missing = f"no finished run for {words} seed {run.config['seed']} ({run.fingerprint})"
+        raise LabError(missing + nearest_runs(run, output_root) + "; train it with the same settings: python -m robustbench_lab train ...")
+    return str(read_json(path)["model_digest"])
+
+
+def _finished(folder: Path, digests: dict[str, str]) -> bool:
+    """Whether the record is there and speaks of these very weights."""
+    path = folder / RECORD_FILE
+    if not path.exists():
+        return False
+    record = read_json(path)
+    fresh = all(record[part]["model_digest"] == digest for part, digest in digests.items())
+    if fresh:
+        log.info("finished already: %s (robust %.2f %%, n = %d)", folder, 100 * record["robust_accuracy"], record["n"])
+    return fresh
+
+
+def _arrays(outcome: Outcome) -> dict[str, np.ndarray]:
+    return {f.name: np.asarray(getattr(outcome, f.name)) for f in fields(outcome)}
+
+
+def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
+    """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights."""
+    if not path.exists():
+        return None
+    try:
+        arrays = read_arrays(path)
+        if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
+            return None
+        outcome = Outcome(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
+    except (LabError, KeyError, TypeError) as error:
+        log.warning("starting afresh, because %s is of no use: %s", path, error)
+        return None
+    log.info("going on after %d of %d images", outcome.done.sum(), len(ids))
+    return outcome

@@ -1,0 +1,169 @@
+"""Train one run, or finish it, or find it finished."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from robustbench_lab.checkpoints import CHECKPOINT_FILE, MODEL_FILE, load_state, load_weights, read_tensors, save_state, write_tensors
+from robustbench_lab.config import Run, build, current_choices, dataset_of, plain, run_of
+from robustbench_lab.datasets.base import Dataset
+from robustbench_lab.defenses.base import Defense
+from robustbench_lab.errors import LabError
+from robustbench_lab.models import Classifier, Defended, Normalise
+from robustbench_lab.randomness import stable_hash
+from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, locked, provenance, write_bytes, write_json
+from robustbench_lab.training import Recipe, State, fit
+
+log = logging.getLogger("robustbench_lab")
+
+
+def main(cfg: DictConfig) -> None:
+    run = run_of(cfg, current_choices())
+    train(cfg, run)
+
+
+def train(cfg: DictConfig, run: Run) -> Path:
+    """The folder of the finished run, which is trained or resumed if it has to be."""
+    folder = run.folder(Path(cfg.output_root).absolute())
+    if (folder / RUN_FILE).exists() and not cfg.force:
+        log.info("finished already: %s", folder)
+        return folder
+    dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
+    device = device_of(cfg.device)
+    data = plain(cfg, "data")["data"]
+    train_data = dataset.load("train", root=Path(data["root"]), download=data["download"], workers=data["workers"])
+    with locked(folder, log.info):
+        if (folder / RUN_FILE).exists() and not cfg.force:  # another process finished it while this one waited
+            log.info("finished already: %s", folder)
+            return folder
+        if cfg.force:
+            for name in (RUN_FILE, CHECKPOINT_FILE, MODEL_FILE):
+                (folder / name).unlink(missing_ok=True)
+        with leaving_error(folder):
+            _write_hydra(folder, cfg)
+            _fit(run, folder, model, defense, recipe, train_data.to(device))
+    return folder
+
+
+def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
+    """What a run's config describes, with the weights that its seed gives."""
+    dataset = dataset_of(run.config)
+    defense = build(run.config["defense"], "defense")
+    recipe = build(run.config["training"], "training")
+    seed = run.config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise LabError(f"seed: expected a whole number, got {seed!r}")
+
+    def make_net() -> Classifier:
+        return Classifier(Normalise(dataset.mean, dataset.std), build(run.config["backbone"], "backbone"))
+
+    torch.manual_seed(stable_hash(seed, "weights"))
+    return dataset, defense.build(make_net), defense, recipe
+
+
+def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Defended, Defense, str]:
+    """A finished run's dataset, trained model (eval mode, on the device), defense, and the digest of its weights."""
+    dataset, model, defense, _ = objects(run)
+    path = folder / MODEL_FILE
+    tensors, meta = read_tensors(path)
+    load_weights(model, tensors, path)
+    return dataset, model.to(device).eval(), defense, str(meta["digest"])
+
+
+def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any) -> None:
+    checkpoint = folder / CHECKPOINT_FILE
+    state = load_state(checkpoint, run.fingerprint) if checkpoint.exists() else None
+    if state is not None:
+        log.info("resuming %s after epoch %d", folder.name, state.epoch)
+        load_weights(model, state.model, checkpoint)
+
+    def save(state: State) -> None:
+        save_state(checkpoint, state, run.fingerprint)
+        _write_metrics(folder, state)
+
+    device = train_data.device
+    state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save)
+    _write_metrics(folder, state)  # once more: the process may have died between the two writes
+    digest = write_tensors(folder / MODEL_FILE, model.state_dict(), {"run": run.fingerprint})
+    kept = state.best_epoch if recipe.keep == "best" else state.epoch
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": run.fingerprint,
+        "choices": {group: run.choices[group] for group in ("dataset", "backbone", "defense", "training")},
+        "config": run.config,
+        "model_digest": digest,
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "train_images": len(train_data),
+        "epochs": state.epoch,
+        "kept_epoch": kept,
+        "kept_by": "validation accuracy" if recipe.keep == "best" else "last epoch",
+        "seconds": sum(row["seconds"] for row in state.history),
+        **provenance(device_name(device)),
+    }
+    write_json(folder / RUN_FILE, record)
+    checkpoint.unlink(missing_ok=True)
+    log.info("trained %s: %d epochs in %.0f s", folder, state.epoch, record["seconds"])
+
+
+def _write_metrics(folder: Path, state: State) -> None:
+    # Whole each time, from the state: after a kill, no epoch is missing or there twice.
+    write_bytes(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history).encode())
+
+
+def _write_hydra(folder: Path, cfg: DictConfig) -> None:
+    """What a person would want to see of how this run was asked for; the run itself is described by run.json."""
+    write_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(_without_hydra(cfg)).encode())
+    if HydraConfig.initialized():
+        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+        write_bytes(folder / ".hydra" / "overrides.yaml", overrides.encode())
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.pop("hydra", None)
+    return copy
+
+
+@contextmanager
+def leaving_error(folder: Path) -> Iterator[None]:
+    """Leave the error of a failed job in its folder; the next attempt takes it away."""
+    path = folder / ERROR_FILE
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        try:
+            write_json(path, {"schema": SCHEMA, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+        except LabError:
+            log.warning("the error could not be written to %s either", path)
+        raise
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `device=` names. Raises LabError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise LabError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise LabError(f"device: {name!r} is not there ({count} CUDA devices found); use device=cpu or device=auto")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+

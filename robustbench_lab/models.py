@@ -1,0 +1,263 @@
+"""The parts that a trained object is made of, and the fast copy of it that attacks differentiate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_lab.errors import LabError
+
+PerImageLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy per image, [B]; `y` is int64 [B] or probabilities [B, K]."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel: the first layer of every model, so that eps keeps one unit, the fraction of the pixel range."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """A normalisation layer and a backbone: images [B, C, H, W] in [0, 1] to logits [B, K]."""
+
+    def __init__(self, normalise: nn.Module, backbone: nn.Module) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(self.normalise(x))
+
+
+class BoundedReLU(nn.Module):
+    """min(max(x, 0), bound).
+
+    Source: Zantedeschi, Nicolae and Rawat 2017 (Efficient Defenses), arXiv:1707.06728, section 3.1.
+    """
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, self.bound)
+
+    def extra_repr(self) -> str:
+        return f"bound={self.bound}"
+
+
+class _Straight(torch.autograd.Function):
+    """The first argument forward, the second argument's gradient backward."""
+
+    @staticmethod
+    def forward(ctx, exact: Tensor, differentiable: Tensor) -> Tensor:  # type: ignore[override]
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
+class Front(nn.Module):
+    """A stage before the network: [B, C, H, W] in [0, 1] to the same.
+
+    `transform` may be anything; `surrogate` is its differentiable stand-in, the identity unless a front knows better. Forward gives
+    exactly the transform, backward the surrogate's gradient (BPDA, Athalye et al. 2018, arXiv:1802.00420, section 4.1). A learned front
+    whose transform is differentiable overrides `forward`.
+    """
+
+    def transform(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define transform")
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Straight.apply(self.transform(x.detach()), self.surrogate(x))
+
+    @property
+    def learned(self) -> bool:
+        return any(True for _ in self.parameters())
+
+
+class Defended(nn.Module):
+    """Every trained object: fronts in order, then the network; images [B, C, H, W] in [0, 1] to logits [B, K].
+
+    passes: how many forward passes a prediction averages (log of the mean of the probabilities), for stochastic defenses.
+    stochastic: whether two passes over one image may differ.
+    own_loss: the loss per image that the defense was trained with, as a function of (logits, y): what an attack with loss=own raises.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        fronts: Sequence[Front] = (),
+        passes: int = 1,
+        stochastic: bool = False,
+        own_loss: PerImageLoss = cross_entropy,
+    ) -> None:
+        super().__init__()
+        self.fronts = nn.Sequential(*fronts)
+        self.network = network
+        self.passes = passes
+        self.stochastic = stochastic
+        self.own_loss = own_loss
+        self._fast: list[FastCopy] = []  # in a list, so that it is no submodule: not in parameters() and not in the state_dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fronts(x)
+        if self.passes == 1:
+            return self.network(x)
+        probabilities = [F.log_softmax(self.network(x), dim=1) for _ in range(self.passes)]
+        return torch.stack(probabilities).logsumexp(dim=0)  # up to the constant log(passes)
+
+    def without_fixed_fronts(self) -> Defended:
+        """The same learned stages, sharing their weights, without the fixed pre-processing."""
+        learned = [front for front in self.fronts if front.learned]  # type: ignore[union-attr]
+        return Defended(self.network, learned, self.passes, self.stochastic, self.own_loss)  # type: ignore[arg-type]
+
+    def attach_fast_copy(self, precision: str = "fp32", channels_last: bool = True, compiled: bool = False) -> None:
+        """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced keeps the plain one."""
+        self._fast.clear()
+        fast = FastCopy.of(self, precision, channels_last, compiled)
+        if fast is not None:
+            self._fast.append(fast)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as an attack may have it: eval mode, parameters without gradients; a fast copy of it where one is attached.
+
+    Modes and flags are restored on leaving, module by module. For searches only: Deep Defense needs parameter gradients through the search.
+    """
+    if isinstance(model, Defended) and model._fast:
+        fast = model._fast[0]
+        fast.refresh(model)
+        yield fast
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def replace_modules(root: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> int:
+    """Put `make(old)` in the place of every submodule of the given kind, and say how many there were.
+
+    Raises LabError if there was none: a defense that replaces nothing defends nothing.
+    """
+    found = [name for name, module in root.named_modules() if isinstance(module, kind) and name]
+    if not found:
+        raise LabError(f"backbone: there is no {kind.__name__} to replace in {type(root).__name__}; choose a backbone that has one")
+    for name in found:
+        parent, _, attribute = name.rpartition(".")
+        owner = root.get_submodule(parent)
+        setattr(owner, attribute, make(getattr(owner, attribute)))
+    return len(found)
+
+
+def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]] | None:
+    """A traced copy without the BatchNorm layers that follow a convolution, and their (convolution, BatchNorm) names.
+
+    None if the network cannot be traced, or holds layers whose eval-mode output is random (a copy would hide their noise from no one, but
+    their draws must stay where the defense put them).
+    """
+    original = copy.deepcopy(network).eval()
+    try:
+        graph = torch.fx.symbolic_trace(original)
+    except Exception:  # tracing runs foreign code and may fail in any way; the plain network is always right
+        return None
+    modules = dict(graph.named_modules())
+    pairs = []
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        source = node.args[0]
+        if source.op != "call_module" or len(source.users) != 1 or type(modules[source.target]) is not nn.Conv2d:
+            continue
+        conv = modules[source.target]
+        if conv.bias is None:
+            conv.bias = nn.Parameter(torch.zeros(conv.out_channels, device=conv.weight.device))
+        pairs.append((source.target, node.target))
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph, pairs
+
+
+class FastCopy(nn.Module):
+    """A copy of a defended model, for searches: BatchNorm folded into the convolutions, channels-last, optionally bf16 and compiled.
+
+    It computes the eval-mode function of the model with frozen parameters, up to rounding; the verdict never falls on it. `refresh`
+    copies the weights anew, which costs far less than one forward pass.
+    """
+
+    def __init__(self, fronts: nn.Module, graph: nn.Module, pairs: list[tuple[str, str]], passes: int) -> None:
+        super().__init__()
+        self.fronts = fronts
+        self.graph = graph
+        self.pairs = pairs
+        self.passes = passes
+        self.run: nn.Module | Callable[[Tensor], Tensor] = graph
+        self.own_loss: PerImageLoss = cross_entropy
+        self.dtype = torch.float32
+        self.memory_format = torch.contiguous_format
+
+    @classmethod
+    def of(cls, model: Defended, precision: str, channels_last: bool, compiled: bool) -> FastCopy | None:
+        folded = _folded_graph(model.network)
+        if folded is None or model.passes != 1 or model.stochastic or len(model.fronts):
+            return None  # fronts and draws stay where the defense put them
+        fast = cls(model.fronts, *folded, passes=model.passes)
+        fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        fast.graph.to(dtype=fast.dtype, memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
+        fast.own_loss = model.own_loss
+        fast.run = torch.compile(fast.graph) if compiled else fast.graph
+        fast.refresh(model)
+        return fast
+
+    @torch.no_grad()
+    def refresh(self, model: Defended) -> None:
+        """Take over the model's current weights."""
+        source = dict(model.network.state_dict(keep_vars=True))
+        target = dict(self.graph.state_dict(keep_vars=True))
+        for conv, norm in self.pairs:
+            scale = source[f"{norm}.weight"] * (source[f"{norm}.running_var"] + model.network.get_submodule(norm).eps).rsqrt()
+            target.pop(f"{conv}.weight").copy_(source[f"{conv}.weight"] * scale.view(-1, 1, 1, 1))
+            shift = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
+            bias = source.get(f"{conv}.bias")
+            target.pop(f"{conv}.bias").copy_(shift if bias is None else shift + bias * scale)
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x.to(dtype=self.dtype, memory_format=self.memory_format)).to(x.dtype)

@@ -1,0 +1,111 @@
+"""What an adversary may do: where it may go (Budget) and what it may see (ThreatModel)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.randomness import ImageRandom
+
+NORMS = ("linf", "l2")
+VIEWS = ("defended", "learned", "twin", "substitute", "queries")
+
+
+def require(condition: bool, key: str, expected: str, got: object) -> None:
+    """Stop with the key, what was expected and what came."""
+    if not condition:
+        raise LabError(f"{key}: expected {expected}, got {got!r}")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """[B] shaped to multiply [B, ...]."""
+    return values.view(-1, *[1] * (images.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The ball around an image, cut by the pixel box [0, 1]; `eps` is a fraction of the pixel range, `inf` means the box only.
+
+    Images are [B, ...] and may touch 0 and 1. Raises LabError for an unknown norm or an eps that is negative or no number.
+    """
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        require(self.norm in NORMS, "norm", f"one of {', '.join(NORMS)}", self.norm)
+        require(is_number(self.eps) and self.eps >= 0, "eps", "a number >= 0, such as 0.1, 8/255 or inf", self.eps)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest point of the ball, then of the box. As x lies in the box, the second step does not leave the ball."""
+        if self.eps < math.inf:
+            if self.norm == "linf":
+                x_adv = x_adv.clamp(x - self.eps, x + self.eps)
+            else:
+                delta = x_adv - x
+                length = delta.flatten(1).norm(dim=1)
+                x_adv = x + delta * per_image((self.eps / length.clamp(min=1e-12)).clamp(max=1), x)
+        return x_adv.clamp(0, 1)
+
+    def random_start(self, x: Tensor, rng: ImageRandom) -> Tensor:
+        """A point drawn uniformly from the ball, then cut by the box. With eps = inf: from the box."""
+        if self.eps == math.inf:
+            return rng.uniform(*x.shape[1:]).to(x.dtype)
+        if self.norm == "linf":
+            return self.project(x + rng.uniform(*x.shape[1:], low=-self.eps, high=self.eps).to(x.dtype), x)
+        direction = rng.fold("direction").normal(*x.shape[1:]).to(x.dtype)
+        radius = self.eps * rng.fold("radius").uniform(1)[:, 0].to(x.dtype) ** (1 / x[0].numel())
+        return self.project(x + self.steepest(direction) * per_image(radius, x), x)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The step of norm 1 that raises a linear function fastest; zero where the gradient is zero."""
+        if self.norm == "linf":
+            return gradient.sign()
+        # Scaled by the largest entry first: squares of gradients near 1e-23 would underflow to a length of zero.
+        gradient = gradient / per_image(gradient.flatten(1).abs().amax(dim=1).clamp(min=1e-38), gradient)
+        return gradient / per_image(gradient.flatten(1).norm(dim=1).clamp(min=1e-12), gradient)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The norm of the change, float64 [B]."""
+        delta = (x_adv.double() - x.double()).flatten(1)
+        return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
+
+    def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-6) -> bool:
+        """Whether every image lies in the ball and the box, up to `tolerance`."""
+        inside_box = bool((x_adv >= -tolerance).all() and (x_adv <= 1 + tolerance).all())
+        return inside_box and bool((self.distance(x_adv, x) <= self.eps + tolerance).all())
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker sees; the verdict always falls on the defended model.
+
+    sees: `defended` (white box), `learned` (every learned stage, no fixed pre-processing: gray box of the SFM paper), `twin` (the
+    undefended run of the same dataset, backbone and seed: gray box of AT+ALP), `substitute` (another run: black box by transfer) or
+    `queries` (outputs only: asking for a gradient is an error).
+    overrides: how the other run's configuration differs from this one's; for `twin` and `substitute` only.
+    answers: what a query returns, `logits` or `labels`; for `queries` only.
+    """
+
+    sees: str
+    overrides: Sequence[str]
+    answers: str
+
+    def __post_init__(self) -> None:
+        require(self.sees in VIEWS, "sees", f"one of {', '.join(VIEWS)}", self.sees)
+        require(self.answers in ("logits", "labels"), "answers", "logits or labels", self.answers)
+        needs_run = self.sees in ("twin", "substitute")
+        require(
+            bool(self.overrides) == needs_run,
+            "overrides",
+            "how the run that the attacker sees differs, such as ['seed=1']" if needs_run else f"none with sees={self.sees}",
+            list(self.overrides),
+        )

@@ -1,0 +1,279 @@
+"""fit(): the one training loop.
+
+Everything random in an epoch is a function of (seed, epoch, image), so that a run resumed from its last complete epoch ends at the same
+weights as one that was never stopped, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses.base import Batch, Defense, Player
+from robustbench_lab.errors import LabError
+from robustbench_lab.models import Defended
+from robustbench_lab.progress import progress
+from robustbench_lab.randomness import ImageRandom, stable_hash
+from robustbench_lab.threats import is_number, require
+from robustbench_lab.transforms.augmentation import random_crop, random_flip
+
+CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep:
+    """The learning rate times `factor` from each of the epochs `milestones` on."""
+
+    milestones: Sequence[float]
+    factor: float
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """Linear warm-up from `start` to 1 over the first `warmup` share of training, then linear decay to `end`.
+
+    Source: Smith and Topin 2019, arXiv:1708.07120, in the piecewise linear form of Wong et al. 2020 (Fast AT), arXiv:2001.03994.
+    """
+
+    warmup: float
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", "a share of training in (0, 1)", self.warmup)
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        done = epoch / epochs
+        if done < self.warmup:
+            return self.start + (1 - self.start) * done / self.warmup
+        return 1 + (self.end - 1) * (done - self.warmup) / (1 - self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train, whatever the defense.
+
+    optimizer: takes parameters, returns a torch optimiser. schedule: (epoch, fractional; epochs) -> factor on its learning rate.
+    crop_padding, flip: augmentation, drawn anew each epoch. weight_decay belongs to the optimiser.
+    precision: fp32 or bf16 (autocast) of the training passes; attack_precision: of the searches within training.
+    channels_last, compile: memory layout and torch.compile, for speed.
+    validation: share of the training images, the last ones, that are held out. patience: epochs without a better validation accuracy
+    after which training stops (null: never). keep: the last weights, or those of best validation accuracy.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Callable[..., Optimizer]
+    schedule: Callable[[float, int], float]
+    crop_padding: int
+    flip: bool
+    precision: str
+    attack_precision: str
+    channels_last: bool
+    compile: bool
+    validation: float
+    patience: int | None
+    keep: str
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size"):
+            value = getattr(self, key)
+            require(isinstance(value, int) and value >= 1, key, "a whole number >= 1", value)
+        require(isinstance(self.crop_padding, int) and self.crop_padding >= 0, "crop_padding", "a whole number >= 0", self.crop_padding)
+        for key in ("precision", "attack_precision"):
+            require(getattr(self, key) in ("fp32", "bf16"), key, "fp32 or bf16", getattr(self, key))
+        require(is_number(self.validation) and 0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
+        require(self.keep in ("last", "best"), "keep", "last or best", self.keep)
+        selects = self.keep == "best" or self.patience is not None
+        require(not selects or self.validation > 0, "validation", "a share > 0, because keep=best and patience need one", self.validation)
+
+
+@dataclass
+class State:
+    """Where training stands after a complete epoch: everything that the next one needs."""
+
+    epoch: int = 0
+    model: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    optimizers: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """Epochs done when validation accuracy was highest (the first of equals); 0 before the first."""
+        accuracies = [row.get("validation_accuracy", -1.0) for row in self.history]
+        return accuracies.index(max(accuracies)) + 1 if accuracies else 0
+
+    def finished(self, recipe: Recipe) -> bool:
+        stale = recipe.patience is not None and self.epoch - self.best_epoch >= recipe.patience
+        return self.epoch >= recipe.epochs or (stale and self.epoch > 0)
+
+
+def fit(
+    defense: Defense,
+    model: Defended,
+    train_data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    state: State | None = None,
+    save: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
+
+    The model and the data lie on one device. Returns the last state; the model then holds the weights that the recipe keeps.
+    Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
+    """
+    train, validation = split_validation(len(train_data), recipe.validation)
+    if state is None:
+        state = State()
+        defense.prepare(model, train_data.subset(train))
+    else:
+        model.load_state_dict(state.model)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.compile:
+        model.network.compile()
+    model.attach_fast_copy(recipe.attack_precision, recipe.channels_last, recipe.compile)
+    players = defense.players(model)
+    optimizers = {player.name: recipe.optimizer(list(player.parameters)) for player in players}
+    base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+    restore_optimizers(optimizers, state.optimizers)
+    device_type = train_data.device.type
+    visits = len(train) * defense.copies
+    steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
+
+    with progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar:
+        while not state.finished(recipe):
+            epoch, started = state.epoch, time.perf_counter()
+            torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images
+            watch = LossWatch(players, epoch)
+            model.train()
+            for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch)):
+                factor = recipe.schedule(epoch + step / steps, recipe.epochs)
+                for player in players:
+                    optimizer = optimizers[player.name]
+                    for group, lr in zip(optimizer.param_groups, base_lr[player.name], strict=True):
+                        group["lr"] = lr * factor
+                    optimizer.zero_grad(set_to_none=True)
+                    with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                        loss = player.loss(model, batch)
+                    loss.backward()
+                    optimizer.step()
+                    watch.see(player.name, loss, step)
+                defense.after_step(model)
+                bar.update()
+                if step % CHECK_EVERY == CHECK_EVERY - 1:
+                    bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(players[0].name):.4f}")
+            row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in optimizers}}
+            seconds = time.perf_counter() - started  # after the means, which wait for the device
+            row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
+            if len(validation):
+                row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
+            state = advance(state, model, optimizers, row, recipe)
+            save(state)
+    model.load_state_dict(state.best if recipe.keep == "best" else state.model)
+    return state
+
+
+def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row: dict[str, Any], recipe: Recipe) -> State:
+    """The state after one more epoch, in tensors of its own on the CPU."""
+    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    after = State(state.epoch + 1, weights, state.best, optimizer_tensors(optimizers), [*state.history, row])
+    if recipe.keep == "best" and after.best_epoch == after.epoch:
+        after.best = weights
+    return after
+
+
+def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
+    """Positions to train on and, the last `share` of them, to validate on (Keras' validation_split)."""
+    held_out = round(n * share)
+    require(n - held_out >= 2, "training.validation", "a share that leaves two images to train on", share)
+    return torch.arange(n - held_out), torch.arange(n - held_out, n)
+
+
+def epoch_batches(data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int) -> Iterator[Batch]:
+    """The batches of one epoch, in an order and with augmentation that (seed, epoch) determine; a last batch of one image is dropped."""
+    generator = torch.Generator().manual_seed(stable_hash(seed, "order", epoch))
+    order = torch.randperm(len(train) * copies, generator=generator)
+    if len(order) % recipe.batch_size == 1 and len(order) > 1:
+        order = order[:-1]
+    visit = (order // len(train)).to(data.device)
+    batches = data.batches(train[order % len(train)], recipe.batch_size)
+    for (x, y, ids), copy in zip(batches, visit.split(recipe.batch_size), strict=True):
+        rng = ImageRandom.of(ids, seed, "train", epoch).at(copy)
+        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy))
+
+
+def augment(x: Tensor, recipe: Recipe, rng: ImageRandom) -> Tensor:
+    if recipe.crop_padding:
+        x = random_crop(x, recipe.crop_padding, rng.fold("crop").integers(2 * recipe.crop_padding + 1, 2))
+    if recipe.flip:
+        x = random_flip(x, rng.fold("flip").integers(2, 1)[:, 0] == 1)
+    return x
+
+
+@torch.no_grad()
+def accuracy(model: Defended, data: ImageSet, positions: Tensor, batch_size: int) -> float:
+    """Share of correct predictions in eval mode; leaves the model in it."""
+    model.eval()
+    correct = sum((model(x).argmax(dim=1) == y).sum() for x, y, _ in data.batches(positions, batch_size))
+    return float(correct) / len(positions)
+
+
+class LossWatch:
+    """Sums each player's loss on the device, and remembers the first step at which it was not finite; looks only when asked."""
+
+    def __init__(self, players: Sequence[Player], epoch: int) -> None:
+        self.epoch = epoch
+        self.sums: dict[str, Tensor] = {}
+        self.first_bad: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def see(self, player: str, loss: Tensor, step: int) -> None:
+        loss = loss.detach().float()
+        never = torch.full_like(loss, torch.inf)
+        bad = torch.where(torch.isfinite(loss), never, torch.full_like(loss, step))
+        self.sums[player] = self.sums.get(player, torch.zeros_like(loss)) + loss
+        self.first_bad[player] = torch.minimum(self.first_bad.get(player, never), bad)
+        self.steps = step + 1
+
+    def mean(self, player: str) -> float:
+        for name, first in self.first_bad.items():
+            if torch.isfinite(first):
+                raise LabError(
+                    f"the loss of player {name!r} is not finite in epoch {self.epoch + 1}, step {int(first) + 1}; the checkpoint of epoch "
+                    f"{self.epoch} is kept; a lower training.optimizer.lr or training.precision=fp32 may help"
+                )
+        return float(self.sums[player]) / self.steps
+
+
+def optimizer_tensors(optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as flat tensors named player/parameter/key, on the CPU."""
+    flat = {}
+    for player, optimizer in optimizers.items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                if value is not None:
+                    flat[f"{player}/{index}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+    return flat
+
+
+def restore_optimizers(optimizers: dict[str, Optimizer], flat: dict[str, Tensor]) -> None:
+    states: dict[str, dict[int, dict[str, Tensor]]] = {player: {} for player in optimizers}
+    for name, tensor in flat.items():
+        player, index, key = name.rsplit("/", 2)
+        states[player].setdefault(int(index), {})[key] = tensor.clone()
+    for player, optimizer in optimizers.items():
+        optimizer.load_state_dict({"state": states[player], "param_groups": optimizer.state_dict()["param_groups"]})
+
+

@@ -1,0 +1,1 @@
+"""Pure image operations: [B, C, H, W] in, the same shape out."""
