@@ -173,7 +173,7 @@ def fit(
                 defense.after_step(model)
                 bar.update()
                 if step % CHECK_EVERY == CHECK_EVERY - 1:
-                    bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(players[0].name):.4f}")
+                    bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(players[0].name):.4f}", refresh=False)
             row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in optimizers}}
             seconds = time.perf_counter() - started  # after the means, which wait for the device
             row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
