@@ -26,7 +26,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(memoryview(tensor.reshape(-1).view(torch_uint8).numpy()))
+        total.update(tensor.reshape(-1).view(torch_uint8).numpy().tobytes())
     return total.hexdigest()
 
 
@@ -62,7 +62,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         first = differing[0]
         raise LabError(
-            f"{path} holds another architecture than backbone and defense describe: {len(differing)} tensors differ, the first is {first!r} "
+            f"{path} holds another architecture than the settings describe: {len(differing)} tensors differ, the first is {first!r} "
             f"(expected {expected.get(first)}, found {found.get(first)}); check backbone, dataset and defense, or train with force=true"
         )
     model.load_state_dict(tensors)

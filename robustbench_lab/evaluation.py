@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack, own_loss
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended, frozen
+from robustbench_lab.models import Defended, frozen, full_precision
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, ThreatModel
@@ -29,11 +29,11 @@ class _NoGradient(torch.autograd.Function):
     """The identity, whose gradient is an error."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
         return logits
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
         raise LabError(
             "threat_model.sees=queries gives no gradient, but the attack asked for one; choose an attack that only queries, or "
             "threat_model=white"
@@ -87,7 +87,7 @@ def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defende
     if threat_model.sees == "queries":
         return Queries(defended, threat_model.answers)
     if threat_model.sees == "learned":
-        fixed = [front for front in defended.fronts if not front.learned]  # type: ignore[union-attr]
+        fixed = [front for front in defended.fronts if not front.learned]
         if not fixed and not undefended:
             raise LabError(
                 "threat_model.sees=learned hides the fixed pre-processing, but this defense has none; use threat_model=white or "
@@ -196,14 +196,3 @@ def check_images(x_adv: Tensor, x: Tensor, budget: Budget, attack: str) -> None:
         worst = float(budget.distance(x_adv, x).max())
         low, high = float(x_adv.min()), float(x_adv.max())
         raise LabError(f"attack {attack} left the budget: {budget.norm} distance {worst:.8f}, eps {budget.eps}; pixels {low} to {high}")
-
-
-class full_precision:  # noqa: N801 - a context manager, read as a word
-    """float32 that is float32: no TF32 on GPUs while verdicts and attack gradients are computed."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before

@@ -68,11 +68,11 @@ class _Straight(torch.autograd.Function):
     """The first argument forward, the second argument's gradient backward."""
 
     @staticmethod
-    def forward(ctx, exact: Tensor, differentiable: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, exact: Tensor, differentiable: Tensor) -> Tensor:
         return exact.view_as(exact)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
 
 
@@ -131,7 +131,7 @@ class Defended(nn.Module):
 
     def without_fixed_fronts(self) -> Defended:
         """The same learned stages, sharing their weights, without the fixed pre-processing."""
-        learned = [front for front in self.fronts if front.learned]  # type: ignore[union-attr]
+        learned = [front for front in self.fronts if front.learned]
         return Defended(self.network, learned, self.passes, self.stochastic, self.own_loss)  # type: ignore[arg-type]
 
     def attach_fast_copy(self, precision: str = "fp32", channels_last: bool = True, compiled: bool = False) -> None:
@@ -143,6 +143,17 @@ class Defended(nn.Module):
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 that is float32: no TF32 on GPUs, whatever the defaults are."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The model as an attack may have it: eval mode, parameters without gradients; a fast copy of it where one is attached.
 
@@ -151,7 +162,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     if isinstance(model, Defended) and model._fast:
         fast = model._fast[0]
         fast.refresh(model)
-        yield fast
+        with torch.autocast(fast.device_type, enabled=False):  # its precision is its own, not that of the training pass around it
+            yield fast
         return
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -230,6 +242,7 @@ class FastCopy(nn.Module):
         self.own_loss: PerImageLoss = cross_entropy
         self.dtype = torch.float32
         self.memory_format = torch.contiguous_format
+        self.device_type = "cpu"
 
     @classmethod
     def of(cls, model: Defended, precision: str, channels_last: bool, compiled: bool) -> FastCopy | None:
@@ -241,6 +254,7 @@ class FastCopy(nn.Module):
         fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         fast.graph.to(dtype=fast.dtype, memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         fast.own_loss = model.own_loss
+        fast.device_type = next(model.parameters()).device.type
         fast.run = torch.compile(fast.graph) if compiled else fast.graph
         fast.refresh(model)
         return fast

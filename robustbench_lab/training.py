@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.models import Defended, full_precision
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import ImageRandom, stable_hash
 from robustbench_lab.threats import is_number, require
@@ -140,7 +140,7 @@ def fit(
     else:
         model.load_state_dict(state.model)
     if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if recipe.compile:
         model.network.compile()
     model.attach_fast_copy(recipe.attack_precision, recipe.channels_last, recipe.compile)
@@ -152,7 +152,7 @@ def fit(
     visits = len(train) * defense.copies
     steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
 
-    with progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar:
+    with progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar, full_precision():
         while not state.finished(recipe):
             epoch, started = state.epoch, time.perf_counter()
             torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images

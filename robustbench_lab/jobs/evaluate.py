@@ -166,7 +166,8 @@ def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
         arrays = read_arrays(path)
         if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
             return None
-        outcome = Outcome(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
+        scalars: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in arrays.items()}
+        outcome = Outcome(**scalars)
     except (LabError, KeyError, TypeError) as error:
         log.warning("starting afresh, because %s is of no use: %s", path, error)
         return None

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.config import CONF, Evaluation, compose, evaluation_of, merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
@@ -124,10 +123,10 @@ def chosen_tables(patterns: Sequence[str]) -> list[Table]:
 def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one or a wrong count."""
     path = TABLES / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text())
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
     try:
-        axes = {axis: [Axis(**entry) for entry in content.pop(axis)] for axis in ("rows", "columns")}
-        table = Table(name=name, **axes, **content)
+        axes = {axis: [Axis(**entry) for entry in content[axis]] for axis in ("rows", "columns")}
+        table = Table(**{**content, **axes, "name": name})
     except (TypeError, KeyError, AttributeError) as error:
         raise LabError(f"{path}: {error}") from error
     labels = {axis: [entry.label for entry in axes[axis]] for axis in axes}
@@ -233,7 +232,8 @@ def markdown(table: Table, cells: list[Cell]) -> str:
             ]
         )  # fmt: skip
     head = ["row", "column", "metric", "ours, %", "95 % interval", "n", "published, %", "difference", "warnings"]
-    lines += ["Every figure (n: test images; interval: Wilson, over images, of this one trained model):", "", _markdown_table(head, rows), ""]
+    about = "Every figure (n: test images; interval: Wilson, over the images, for this one trained model):"
+    lines += [about, "", _markdown_table(head, rows), ""]
     kind = table.published["kind"]
     if kind != "none":
         lines += [f"Published figures: {kind}, {table.published['source']}.", ""]

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Time what a user waits for, side by side with what they would write or pick instead, in one process, as ratios.
+
+    python scripts/benchmark.py train [--backbone resnet20] [--batch 128] [--steps 10] [--repeats 5] [--device cpu] [--compile]
+
+train: one step of PGD adversarial training (linf 8/255, `--steps` steps of 2/255), on images of CIFAR-10's size and random labels: speed
+does not depend on what they show. Rows:
+    plain loop     the loop that users write today: PGD in float32, channels-first, through the model in train mode; then one training pass
+    ours, ...      defense=adversarial_training through the same calls as the runner makes, in the precisions that its recipes offer
+    floor, ...     what no implementation of the search can go below with that network: `steps` bare input-gradient passes and one
+                   parameter-gradient pass; no projection, no random numbers, no refreshed weights
+Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all or none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_lab.config import build, compose, plain
+from robustbench_lab.defenses.base import Batch
+from robustbench_lab.models import Classifier, Defended, Normalise
+from robustbench_lab.randomness import ImageRandom
+
+EPS, STEP = 8 / 255, 2 / 255
+
+
+def network(args: argparse.Namespace) -> Defended:
+    cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}"])
+    config = plain(cfg, "dataset", "backbone")
+    torch.manual_seed(0)
+    normalise = Normalise(config["dataset"]["mean"], config["dataset"]["std"])
+    return Defended(Classifier(normalise, build(config["backbone"], "backbone"))).to(args.device).train()
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def plain_loop(args: argparse.Namespace, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Adversarial training as most repositories have it."""
+    model = network(args)
+    optimizer = optimizer_of(model)
+
+    def step() -> None:
+        delta = torch.empty_like(x).uniform_(-EPS, EPS)
+        delta = (x + delta).clamp(0, 1) - x
+        for _ in range(args.steps):
+            delta.requires_grad_()
+            loss = F.cross_entropy(model(x + delta), y)
+            gradient = torch.autograd.grad(loss, delta)[0]
+            delta = (delta.detach() + STEP * gradient.sign()).clamp(-EPS, EPS)
+            delta = (x + delta).clamp(0, 1) - x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x + delta), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def ours(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack_precision: str) -> Callable[[], None]:
+    """What fit() does in a step of defense=adversarial_training."""
+    overrides = ["dataset=cifar10", "defense=adversarial_training", f"defense.attack.steps={args.steps}"]
+    defense = build(plain(compose("train", overrides)[0], "defense")["defense"], "defense")
+    model = network(args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.compile:
+        model.network.compile()
+    model.attach_fast_copy(attack_precision, channels_last=True, compiled=args.compile)
+    optimizer = optimizer_of(model)
+    ids = torch.arange(len(x), device=x.device)
+    rng = ImageRandom.of(ids, 0, "train", 0)
+    batch = Batch(x, y, ids, torch.zeros_like(ids), 0, rng, rng)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = defense.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def floor(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack_precision: str, fast: bool) -> Callable[[], None]:
+    """Bare gradient passes: through the plain network in eval mode, or through the fast copy."""
+    model = network(args)
+    target: nn.Module = network(args).eval().requires_grad_(False)
+    if fast:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if args.compile:
+            model.network.compile()
+        model.attach_fast_copy(attack_precision, channels_last=True, compiled=args.compile)
+        target = model._fast[0]
+
+    def step() -> None:
+        for _ in range(args.steps):
+            image = x.detach().requires_grad_()
+            torch.autograd.grad(F.cross_entropy(target(image), y), image)
+        with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        model.zero_grad()
+
+    return step
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(args.batch, 3, 32, 32, device=args.device)
+    y = torch.randint(10, (args.batch,), device=args.device)
+    rows = {"plain loop (fp32)": plain_loop(args, x, y)}
+    for name, precisions in {"fp32": ("fp32", "fp32"), "fp32, bf16 search": ("fp32", "bf16"), "bf16": ("bf16", "bf16")}.items():
+        rows[f"ours, {name}"] = ours(args, x, y, *precisions)
+    rows["floor, plain network, fp32"] = floor(args, x, y, "fp32", "fp32", fast=False)
+    rows["floor, fast copy, fp32"] = floor(args, x, y, "fp32", "fp32", fast=True)
+    rows["floor, fast copy, bf16"] = floor(args, x, y, "bf16", "bf16", fast=True)
+    seconds = timed(rows, args.repeats, args.device)
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    print(f"PGD-{args.steps} adversarial training, {args.backbone}, batch {args.batch}, {device}, torch {torch.__version__}"
+          f"{', compiled' if args.compile else ''}; best of {args.repeats}\n")  # fmt: skip
+    base = seconds["plain loop (fp32)"]
+    print("| one training step          | seconds | images/s | times faster than the plain loop |")
+    print("|----------------------------|---------|----------|----------------------------------|")
+    for name, value in seconds.items():
+        print(f"| {name:<26} | {value:7.3f} | {args.batch / value:8.1f} | {base / value:32.2f} |")
+
+
+def timed(rows: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
+    best = dict.fromkeys(rows, float("inf"))
+    for turn in range(repeats + 1):  # the first turn warms up
+        for name, step in rows.items():
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train"])
+    parser.add_argument("--backbone", default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile ours (not the plain loop)")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Copy a measured table and the records behind it to outputs/reference/, where git tracks them.
+
+    python scripts/publish_reference.py efficient_defenses/table1 [--suffix nvidia-h200]
+
+Takes the table's .md, .csv and .tex, and for each run and evaluation behind its cells run.json, metrics.jsonl, record.json and outcome.npz
+(not the weights). Stops if a cell is missing, or if the table was written with uncommitted changes in the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from robustbench_lab.config import compose, project_path
+from robustbench_lab.jobs.tables import cells_of, read_table
+
+
+def publish(name: str, suffix: str, allow_changes: bool) -> Path:
+    output_root = Path(OmegaConf.to_container(compose("tables", [])[0], resolve=True)["output_root"])  # type: ignore[index,call-overload,arg-type]
+    target = Path(project_path("outputs/reference")) / (name + (f"-{suffix}" if suffix else ""))
+    cells = cells_of(read_table(name), output_root)
+    if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.record is None]:
+        raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run make reproduce-tables TABLES={name}")
+    if not allow_changes and any("+changes" in str(cell.record["commit"]) for cell in cells if cell.record):
+        raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for kind in ("md", "csv", "tex"):
+        shutil.copy(output_root / "tables" / f"{name}.{kind}", target)
+    for cell in cells:
+        for run in filter(None, (cell.evaluation.run, cell.evaluation.source)):
+            copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
+        folder = cell.evaluation.folder(output_root)
+        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz"))
+    return target
+
+
+def copy(folder: Path, into: Path, names: tuple[str, ...]) -> None:
+    (into / folder.name).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copy(folder / name, into / folder.name / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table")
+    parser.add_argument("--suffix", default="", help="for figures of another machine, such as a GPU's name")
+    parser.add_argument("--allow-changes", action="store_true", help="take records that were made with uncommitted changes")
+    args = parser.parse_args()
+    print(publish(args.table, args.suffix, args.allow_changes))
