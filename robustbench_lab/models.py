@@ -252,7 +252,10 @@ class FastCopy(nn.Module):
         fast = cls(model.fronts, *folded, passes=model.passes)
         fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        fast.graph.to(dtype=fast.dtype, memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
+        for module in fast.graph.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):  # the rest stays in float32: FM's distances, say, are differences of near numbers
+                module.to(fast.dtype)
+        fast.graph.to(memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         fast.own_loss = model.own_loss
         fast.device_type = next(model.parameters()).device.type
         fast.run = torch.compile(fast.graph) if compiled else fast.graph
@@ -274,4 +277,5 @@ class FastCopy(nn.Module):
             tensor.copy_(source[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x.to(dtype=self.dtype, memory_format=self.memory_format)).to(x.dtype)
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is torch.bfloat16):
+            return self.run(x.to(torch.float32, memory_format=self.memory_format)).to(x.dtype)
