@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from robustbench_lab import __version__
-from robustbench_lab.config import CONF, HYDRA_VERSION_BASE
+from robustbench_lab.config import CONF, HYDRA_VERSION_BASE, readable
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, leave_error
 
@@ -71,7 +71,7 @@ def main() -> None:
     if verb not in VERBS:
         print(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
-    sys.argv = [f"robustbench_lab {verb}", *arguments]
+    sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
     try:
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
     except KeyboardInterrupt:

@@ -7,10 +7,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch import uint8 as torch_uint8
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.records import write_bytes
@@ -18,6 +18,7 @@ from robustbench_lab.training import State
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.safetensors"
+PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -26,7 +27,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch_uint8).numpy().tobytes())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
@@ -69,10 +70,18 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
 
 
 def save_state(path: Path, state: State, run: str) -> None:
-    """Write a training state under the run's fingerprint, in one file."""
+    """Write a training state under the run's fingerprint, in one file. Raises LabError when its weights are not finite."""
+    for name, tensor in state.model.items():
+        if not torch.isfinite(tensor).all():
+            raise LabError(
+                f"the weights {name!r} are not finite at the end of epoch {state.epoch}; the checkpoint of epoch {state.epoch - 1} is "
+                "kept; a lower training.optimizer.lr or training.precision=fp32 may help"
+            )
     groups = {f.name: getattr(state, f.name) for f in fields(state) if f.name in ("model", "best", "optimizers")}
     tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
-    write_tensors(path, tensors, {"run": run, "epoch": state.epoch, "history": state.history})
+    # A tensor like the others, so that the digest covers it: a flipped bit in the epoch would end at other weights without a word.
+    progress = json.dumps({"epoch": state.epoch, "history": state.history}).encode()
+    write_tensors(path, {**tensors, PROGRESS: torch.frombuffer(bytearray(progress), dtype=torch.uint8)}, {"run": run})
 
 
 def load_state(path: Path, run: str) -> State:
@@ -80,7 +89,9 @@ def load_state(path: Path, run: str) -> State:
     tensors, meta = read_tensors(path)
     if meta.get("run") != run:
         raise LabError(f"{path} belongs to run {meta.get('run')}, not to {run}; delete it and train again")
-    state = State(epoch=int(meta["epoch"]), history=list(meta["history"]))  # type: ignore[call-overload]
+    if PROGRESS not in tensors:
+        raise LabError(f"{path} is no training state that this version reads; delete it and train again")
+    state = State(**json.loads(tensors.pop(PROGRESS).numpy().tobytes()))
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")
         getattr(state, group)[key] = tensor

@@ -57,9 +57,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        kept = {
-            group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS
-        }
+        kept = {group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
         return fingerprint({**kept, "seed": self.config["seed"]})
 
     @property
@@ -182,6 +180,7 @@ def compose(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, 
 
 def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
     """`base` changed by `more`: a key named again is replaced, and a group chosen anew drops what was said about the old choice."""
+    more = [readable(override) for override in more]
     replaced = [_key(override) for override in more]
     kept = [override for override in base if not any(_key(override) == key or _key(override).startswith(f"{key}.") for key in replaced)]
     return [*kept, *more]
@@ -190,6 +189,14 @@ def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
 def train_overrides(overrides: Sequence[str]) -> list[str]:
     """Those of an evaluation's overrides that describe the training run."""
     return [override for override in overrides if _key(override).partition(".")[0] in TRAIN_KEYS]
+
+
+def readable(override: str) -> str:
+    """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped; other words, and a quoted list, as they are."""
+    key, _, value = override.partition("=")
+    if key != "threat_model.overrides" or "'" in value or '"' in value:
+        return override
+    return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
 
 
 def _key(override: str) -> str:

@@ -143,14 +143,16 @@ def evaluate(
     """
     attack.check(budget)
     outcome = outcome or Outcome.empty(data.ids.cpu().numpy())
+    assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
     todo = torch.from_numpy(np.flatnonzero(~outcome.done))
+    chunks = todo.split(batch_size) if len(todo) else ()  # split gives one empty chunk of nothing
     name = type(attack).__name__
     started = saved = time.perf_counter()
     earlier = outcome.seconds
     if isinstance(view, Defended) and not view.stochastic:
         view.attach_fast_copy()
     with progress(total=len(data), initial=len(data) - len(todo), unit="image", desc=name) as bar, full_precision():
-        for chunk, (x, y, ids) in zip(todo.split(batch_size), data.batches(todo, batch_size), strict=True):
+        for chunk, (x, y, ids) in zip(chunks, data.batches(todo, batch_size), strict=True):
             clean = predictions(defended, x) == y
             robust = torch.zeros_like(clean)
             distance = torch.full(clean.shape, torch.nan, dtype=torch.float64, device=x.device)

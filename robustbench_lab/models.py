@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -184,14 +185,14 @@ def replace_modules(root: nn.Module, kind: type[nn.Module], make: Callable[[nn.M
 
     Raises LabError if there was none: a defense that replaces nothing defends nothing.
     """
-    found = [name for name, module in root.named_modules() if isinstance(module, kind) and name]
+    found = [(name, old) for name, old in root.named_modules(remove_duplicate=False) if isinstance(old, kind) and name]
     if not found:
         raise LabError(f"backbone: there is no {kind.__name__} to replace in {type(root).__name__}; choose a backbone that has one")
-    for name in found:
+    new = {old: make(old) for old in dict.fromkeys(old for _, old in found)}  # one that sits in two places stays one
+    for name, old in found:
         parent, _, attribute = name.rpartition(".")
-        owner = root.get_submodule(parent)
-        setattr(owner, attribute, make(getattr(owner, attribute)))
-    return len(found)
+        setattr(root.get_submodule(parent), attribute, new[old])
+    return len(new)
 
 
 def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]] | None:
@@ -206,12 +207,16 @@ def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]
     except Exception:  # tracing runs foreign code and may fail in any way; the plain network is always right
         return None
     modules = dict(graph.named_modules())
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     pairs = []
     for node in graph.graph.nodes:
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+        norm = modules[node.target] if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or norm.weight is None or norm.running_var is None:
             continue
         source = node.args[0]
         if source.op != "call_module" or len(source.users) != 1 or type(modules[source.target]) is not nn.Conv2d:
+            continue
+        if calls[source.target] > 1:  # its other results would be folded too
             continue
         conv = modules[source.target]
         if conv.bias is None:
@@ -259,7 +264,10 @@ class FastCopy(nn.Module):
         fast.own_loss = model.own_loss
         fast.device_type = next(model.parameters()).device.type
         fast.run = torch.compile(fast.graph) if compiled else fast.graph
-        fast.refresh(model)
+        try:
+            fast.refresh(model)
+        except KeyError:  # a tensor that is in no state_dict: the plain network is always right
+            return None
         return fast
 
     @torch.no_grad()

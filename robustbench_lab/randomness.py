@@ -82,7 +82,7 @@ class ImageRandom:
         return _unsigned_shift(self.bits(*shape), 40).float().mul_(2.0**-24 * (high - low)).add_(low)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal by Box-Muller, float32 [B, *shape]; no value lies further out than 6.7."""
+        """Standard normal by Box-Muller, float32 [B, *shape]; no value lies further out than 6.8."""
         bits = self.bits(*shape)
         radius = ((_unsigned_shift(bits, 32).float() + 0.5) * 2.0**-32).log_().mul_(-2.0).clamp_(min=0).sqrt_()
         angle = (bits & 0xFFFFFFFF).float().mul_(2.0**-31 * math.pi)

@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -94,6 +95,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """An evaluation's record. Raises LabError, naming the file, when it is damaged: when its figures do not follow from its counts."""
+    record = read_json(path)
+    try:
+        sound = "model_digest" in record["run"] and all(
+            record[f"{kind}_accuracy"] == record[f"{kind}_correct"] / record["n"]
+            and np.allclose(record[f"{kind}_interval"], wilson_interval(record[f"{kind}_correct"], record["n"]), rtol=0, atol=1e-9)
+            for kind in ("clean", "robust")
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        sound = False
+    if not sound:
+        raise LabError(f"{path} is damaged: its figures do not agree with one another; repeat the job with force=true")
+    return record
+
+
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -105,7 +122,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise LabError(f"{path} cannot be read ({error}); delete it, or repeat the job with force=true") from error
 
 

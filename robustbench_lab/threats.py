@@ -66,9 +66,9 @@ class Budget:
         return self.project(x + self.steepest(direction) * per_image(radius, x), x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The step of norm 1 that raises a linear function fastest; zero where the gradient is zero."""
+        """The step of norm 1 that raises a linear function fastest; zero where the gradient is zero, NaN where it is NaN."""
         if self.norm == "linf":
-            return gradient.sign()
+            return gradient.sign().where(~gradient.isnan(), gradient)  # sign(NaN) is 0: an attack would stand still, unnoticed
         # Scaled by the largest entry first: squares of gradients near 1e-23 would underflow to a length of zero.
         gradient = gradient / per_image(gradient.flatten(1).abs().amax(dim=1).clamp(min=1e-38), gradient)
         return gradient / per_image(gradient.flatten(1).norm(dim=1).clamp(min=1e-12), gradient)

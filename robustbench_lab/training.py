@@ -93,6 +93,12 @@ class Recipe:
         for key in ("precision", "attack_precision"):
             require(getattr(self, key) in ("fp32", "bf16"), key, "fp32 or bf16", getattr(self, key))
         require(is_number(self.validation) and 0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
+        require(
+            self.patience is None or (isinstance(self.patience, int) and self.patience >= 1),
+            "patience",
+            "a whole number >= 1, or null",
+            self.patience,
+        )
         require(self.keep in ("last", "best"), "keep", "last or best", self.keep)
         selects = self.keep == "best" or self.patience is not None
         require(not selects or self.validation > 0, "validation", "a share > 0, because keep=best and patience need one", self.validation)
@@ -248,12 +254,12 @@ class LossWatch:
         self.steps = step + 1
 
     def mean(self, player: str) -> float:
-        for name, first in self.first_bad.items():
-            if torch.isfinite(first):
-                raise LabError(
-                    f"the loss of player {name!r} is not finite in epoch {self.epoch + 1}, step {int(first) + 1}; the checkpoint of epoch "
-                    f"{self.epoch} is kept; a lower training.optimizer.lr or training.precision=fp32 may help"
-                )
+        name, first = min(self.first_bad.items(), key=lambda item: float(item[1]))  # where it began: one player's spoils the others'
+        if torch.isfinite(first):
+            raise LabError(
+                f"the loss of player {name!r} is not finite in epoch {self.epoch + 1}, step {int(first) + 1}; the checkpoint of epoch "
+                f"{self.epoch} is kept; a lower training.optimizer.lr or training.precision=fp32 may help"
+            )
         return float(self.sums[player]) / self.steps
 
 
@@ -275,5 +281,3 @@ def restore_optimizers(optimizers: dict[str, Optimizer], flat: dict[str, Tensor]
         states[player].setdefault(int(index), {})[key] = tensor.clone()
     for player, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[player], "param_groups": optimizer.state_dict()["param_groups"]})
-
-

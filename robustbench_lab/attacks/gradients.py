@@ -76,7 +76,7 @@ class GradientAttack(Attack):
     """An attack that climbs a loss.
 
     loss: ce, margin, kl, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
-    labels: true, or predicted (the model's own predictions: no label leaking).
+    labels: ground_truth, or predicted (the model's own predictions: no label leaking).
     eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
     """
 
@@ -87,7 +87,7 @@ class GradientAttack(Attack):
     def __post_init__(self) -> None:
         known = (*LOSSES, "own")
         require(callable(self.loss) or self.loss in known, "loss", f"one of {', '.join(known)}", self.loss)
-        require(self.labels in ("true", "predicted"), "labels", "true or predicted", self.labels)
+        require(self.labels in ("ground_truth", "predicted"), "labels", "ground_truth or predicted", self.labels)
         require_count(self.eot_samples, "eot_samples")
 
     def loss_of(self, model: nn.Module) -> Loss:
@@ -96,7 +96,7 @@ class GradientAttack(Attack):
         return own_loss(model) if self.loss == "own" else LOSSES[self.loss]
 
     def labels_for(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if self.labels == "true":
+        if self.labels == "ground_truth":
             return y
         with torch.no_grad():
             return model(x).argmax(dim=1)

@@ -60,7 +60,7 @@ class PGD(GradientAttack):
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         y = self.labels_for(model, x, y)
         if self.restarts == 1 and self.keep == "last":
-            return self._climb(model, x, y, budget, rng, None)
+            return self._climb(model, x, y, budget, rng.fold("restart", 0), None)  # as below: more restarts only add to this one
         best = _Best(x)
         for restart in range(self.restarts):
             last = self._climb(model, x, y, budget, rng.fold("restart", restart), best if self.keep == "best" else None)
@@ -70,9 +70,7 @@ class PGD(GradientAttack):
                 best.offer(last, torch.stack([loss(p, y) for p in passes]).mean(0), is_wrong(torch.stack(passes).mean(0), y))
         return best.x
 
-    def _climb(
-        self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom, best: _Best | None
-    ) -> Tensor:
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom, best: _Best | None) -> Tensor:
         loss = self.loss_of(model)
         step = self.step_size if self.step_size is not None else budget.eps * (self.relative_step_size or 0.0)
         x_adv = self._start(x, budget, rng)
@@ -100,7 +98,8 @@ class _Best:
         self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def offer(self, x: Tensor, loss: Tensor, wrong: Tensor) -> None:
-        better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (loss > self.loss))
+        # A loss that is NaN counts as better: the caller sees it, instead of an image that looks robust.
+        better = (wrong & ~self.wrong) | ((wrong == self.wrong) & ~(loss <= self.loss))
         self.x = torch.where(per_image(better, x), x, self.x)
         self.loss = torch.where(better, loss.to(self.loss.dtype), self.loss)
         self.wrong = self.wrong | wrong

@@ -20,9 +20,7 @@ class EfficientDefensesCNN(Backbone):
         check_problem(classes, channels, image_size, smallest=27)
         last_map = map_size_after_two(image_size) - 4
         super().__init__(
-            body=sequence(
-                **first_two_stages(channels, image_size), stage3=sequence(conv=nn.Conv2d(128, 128, 5), relu=nn.ReLU())
-            ),
+            body=sequence(**first_two_stages(channels, image_size), stage3=sequence(conv=nn.Conv2d(128, 128, 5), relu=nn.ReLU())),
             pool=nn.Flatten(),
             head=nn.Linear(128 * last_map**2, classes),
         )
@@ -73,9 +71,7 @@ def first_two_stages(channels: int, image_size: int) -> dict[str, nn.Module]:
     """64@8x8 with stride 2 and padding 'same', 128@6x6 with stride 2 and no padding."""
     odd = image_size % 2  # Keras' 'same' pads 3 and 3 around an even image, 3 and 4 around an odd one
     return {
-        "stage1": sequence(
-            pad=nn.ZeroPad2d((3, 3 + odd, 3, 3 + odd)), conv=nn.Conv2d(channels, 64, 8, stride=2), relu=nn.ReLU()
-        ),
+        "stage1": sequence(pad=nn.ZeroPad2d((3, 3 + odd, 3, 3 + odd)), conv=nn.Conv2d(channels, 64, 8, stride=2), relu=nn.ReLU()),
         "stage2": sequence(conv=nn.Conv2d(64, 128, 6, stride=2), relu=nn.ReLU()),
     }
 

@@ -34,6 +34,4 @@ class ResNet18(Backbone):
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Option B: a 1x1 convolution with BatchNorm."""
-    return sequence(
-        conv=nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm=nn.BatchNorm2d(out_channels)
-    )
+    return sequence(conv=nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm=nn.BatchNorm2d(out_channels))

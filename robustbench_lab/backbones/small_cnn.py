@@ -21,9 +21,7 @@ class SmallCNN(Backbone):
         stages: dict[str, nn.Module] = {}
         for number, width in enumerate(widths, start=1):
             stride = 1 if number == 1 else 2
-            stages[f"stage{number}"] = sequence(
-                conv=nn.Conv2d(channels, width, 3, stride=stride, padding=1), relu=nn.ReLU()
-            )
+            stages[f"stage{number}"] = sequence(conv=nn.Conv2d(channels, width, 3, stride=stride, padding=1), relu=nn.ReLU())
             channels = width
             image_size = (image_size + stride - 1) // stride
         super().__init__(body=sequence(**stages), pool=nn.Flatten(), head=nn.Linear(channels * image_size**2, classes))

@@ -79,9 +79,7 @@ class StreamedImageSet(ImageSet):
     `decode`, as it was raised, or where an image has another shape.
     """
 
-    def __init__(
-        self, decode: Callable[[int], Tensor], shape: tuple[int, ...], labels: Tensor, ids: Tensor, *, workers: int
-    ) -> None:
+    def __init__(self, decode: Callable[[int], Tensor], shape: tuple[int, ...], labels: Tensor, ids: Tensor, *, workers: int) -> None:
         _check_labels_and_ids(len(labels), labels, ids)
         self.decode, self.labels, self.ids, self.workers = decode, labels, ids, workers
         self._shape = shape
@@ -185,8 +183,7 @@ class Dataset(ABC):
         expected = (self.channels, self.size, self.size)
         if found.shape != expected:
             raise LabError(
-                f"dataset {self.name!r} has images of shape {list(found.shape)}, but dataset.channels and dataset.size "
-                f"say {list(expected)}"
+                f"dataset {self.name!r} has images of shape {list(found.shape)}, but dataset.channels and dataset.size say {list(expected)}"
             )
         if outside := sorted({label for label in found.labels.unique().tolist() if not 0 <= label < self.classes}):
             raise LabError(

@@ -39,9 +39,7 @@ class Digits(Dataset):
         levels, labels = load_digits(return_X_y=True)
         chosen = self._indices(split, labels)
         pixels = np.round(levels[chosen] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
-        return ImageSet(
-            torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), torch.arange(len(chosen))
-        )
+        return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64)), torch.arange(len(chosen)))
 
     def _indices(self, split: Split, labels: np.ndarray) -> np.ndarray:
         """Where in scikit-learn's 1,797 images this split's are, ascending."""

@@ -103,5 +103,7 @@ class FeatureMatching(AdversarialDefense):
         if batch.epoch < self.start_epoch or not self.adversarial_weight:
             return fullple(model(batch.x), batch.y).mean()
         x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
-        clean = fullple(model(batch.x), batch.y).mean()
-        return self.clean_weight * clean + self.adversarial_weight * fullple(model(x_adv), batch.y).mean()
+        total = x_adv.new_zeros(())
+        if self.clean_weight:
+            total = total + self.clean_weight * fullple(model(batch.x), batch.y).mean()
+        return total + self.adversarial_weight * fullple(model(x_adv), batch.y).mean()

@@ -23,7 +23,8 @@ from robustbench_lab.threats import is_number, require
 class Trades(AdversarialDefense):
     """CE(x) + beta * KL(f(x) || f(x_adv)), where x_adv raises that divergence.
 
-    The attack's own loss is replaced by the divergence; its `labels` must be `true`, because the target is a distribution.
+    The attack's own loss is replaced by the divergence; its `labels` must be `ground_truth`, because the
+    target is a distribution, and it must start at random.
     """
 
     beta: float
@@ -32,7 +33,10 @@ class Trades(AdversarialDefense):
         super().__post_init__()
         require(is_number(self.beta) and self.beta > 0, "beta", "a number > 0", self.beta)
         require(isinstance(self.attack, GradientAttack), "attack", "an attack that climbs a loss, such as pgd", type(self.attack).__name__)
-        require(getattr(self.attack, "labels", None) == "true", "attack.labels", "true", getattr(self.attack, "labels", None))
+        for key, wanted in (("labels", "ground_truth"), ("random_start", ("uniform", "gaussian"))):
+            # At the clean image itself the divergence has no slope: a search that starts there stays there.
+            came = getattr(self.attack, key, None)
+            require(came in wanted if isinstance(wanted, tuple) else came == wanted, f"attack.{key}", str(wanted), came)
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         assert isinstance(self.attack, GradientAttack)

@@ -34,6 +34,7 @@ from robustbench_lab.records import (
     provenance,
     read_arrays,
     read_json,
+    read_record,
     wilson_interval,
     write_arrays,
     write_json,
@@ -147,8 +148,8 @@ def _finished(folder: Path, digests: dict[str, str]) -> bool:
     path = folder / RECORD_FILE
     if not path.exists():
         return False
-    record = read_json(path)
-    fresh = all(record[part]["model_digest"] == digest for part, digest in digests.items())
+    record = read_record(path)
+    fresh = all((record[part] or {}).get("model_digest") == digest for part, digest in digests.items())
     if fresh:
         log.info("finished already: %s (robust %.2f %%, n = %d)", folder, 100 * record["robust_accuracy"], record["n"])
     return fresh

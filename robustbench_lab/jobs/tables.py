@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from robustbench_lab.config import CONF, Evaluation, compose, evaluation_of, merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
-from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, write_bytes
+from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
 
 log = logging.getLogger("robustbench_lab")
 
@@ -111,9 +113,10 @@ def main(cfg: DictConfig) -> None:
         write(table, cells_of(table, Path(cfg.output_root).absolute()), Path(cfg.output_root).absolute())
 
 
-def chosen_tables(patterns: Sequence[str]) -> list[Table]:
+def chosen_tables(patterns: str | Sequence[str]) -> list[Table]:
     """The tables that names or globs choose; all without any. Raises LabError, with what exists, when one matches nothing."""
     names = sorted(str(path.relative_to(TABLES).with_suffix("")) for path in TABLES.glob("*/*.yaml"))
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             raise LabError(f"tables: nothing matches {pattern!r}; there are {', '.join(names)}")
@@ -123,11 +126,13 @@ def chosen_tables(patterns: Sequence[str]) -> list[Table]:
 def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one or a wrong count."""
     path = TABLES / f"{name}.yaml"
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
     try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
         axes = {axis: [Axis(**entry) for entry in content[axis]] for axis in ("rows", "columns")}
         table = Table(**{**content, **axes, "name": name})
-    except (TypeError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        raise LabError(f"{path}: {error.args[0]} is missing") from error
+    except (TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise LabError(f"{path}: {error}") from error
     labels = {axis: [entry.label for entry in axes[axis]] for axis in axes}
     for axis, found in labels.items():
@@ -138,13 +143,16 @@ def read_table(name: str) -> Table:
     for exception in table.exceptions:
         known = exception.get("row") in labels["rows"] and exception.get("column") in labels["columns"]
         _require(known and set(exception) == {"row", "column", "overrides"}, path, "exceptions", "row, column, overrides", exception)
+    _require(isinstance(table.published, Mapping), path, "published", "kind, source and values", table.published)
     kind = table.published.get("kind")
     _require(kind in KINDS, path, "published.kind", f"one of {', '.join(KINDS)}", kind)
     if kind == "exact":
-        values = table.published.get("values", [])
-        shape = [len(row) for row in values]
+        values = table.published.get("values") or []
+        shape = [len(row) if isinstance(row, list) else row for row in values]
         expected = [len(table.columns)] * len(table.rows)
         _require(shape == expected, path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", shape)
+        for figure in (figure for row in values for figure in row):
+            _require(figure is None or isinstance(figure, int | float), path, "published.values", "numbers in percent, or null", figure)
         _require(bool(table.published.get("source")), path, "published.source", "where the figures stand", None)
     return table
 
@@ -180,7 +188,7 @@ def find_record(evaluation: Evaluation, output_root: Path) -> tuple[dict[str, An
     if not path.exists():
         return None, None
     try:
-        record = read_json(path)
+        record = read_record(path)
         for part, run in (("run", evaluation.run), ("source", evaluation.source)):
             if run is not None:
                 trained = read_json(run.folder(output_root) / RUN_FILE)

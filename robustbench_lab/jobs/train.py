@@ -21,7 +21,7 @@ from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Classifier, Defended, Normalise
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, locked, provenance, write_bytes, write_json
+from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, locked, provenance, read_json, write_bytes, write_json
 from robustbench_lab.training import Recipe, State, fit
 
 log = logging.getLogger("robustbench_lab")
@@ -68,7 +68,12 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
         return Classifier(Normalise(dataset.mean, dataset.std), build(run.config["backbone"], "backbone"))
 
     torch.manual_seed(stable_hash(seed, "weights"))
-    return dataset, defense.build(make_net), defense, recipe
+    model = defense.build(make_net)
+    try:
+        recipe.optimizer(list(model.parameters()))  # torch checks its knobs only here
+    except (TypeError, ValueError) as error:
+        raise LabError(f"training.optimizer: {error}, got {run.config['training']['optimizer']}") from error
+    return dataset, model, defense, recipe
 
 
 def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Defended, Defense, str]:
@@ -77,6 +82,8 @@ def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Def
     path = folder / MODEL_FILE
     tensors, meta = read_tensors(path)
     load_weights(model, tensors, path)
+    if meta["digest"] != read_json(folder / RUN_FILE)["model_digest"]:
+        raise LabError(f"{path} holds other weights than {RUN_FILE} beside it speaks of; train with force=true")
     return dataset, model.to(device).eval(), defense, str(meta["digest"])
 
 
@@ -166,4 +173,3 @@ def device_of(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
-

@@ -1,0 +1,427 @@
+"""What a user does at the command line, and what is on disk afterwards."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustbench_lab import __version__
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def record_in(folder: Path) -> dict:
+    (path,) = folder.glob("evaluate/*/record.json")
+    return json.loads(path.read_text())
+
+
+def wilson(successes: int, n: int) -> list[float]:
+    """The roots of (p - p0) ** 2 = z ** 2 p0 (1 - p0) / n in p0, which is how Wilson defines the interval."""
+    z2, p = 1.959963984540054**2, successes / n
+    return sorted(np.roots([1 + z2 / n, -(2 * p + z2 / n), p * p]).real)
+
+
+# Help
+
+
+def test_help_names_every_verb_with_examples(lab):
+    for arguments in ([], ["--help"], ["-h"]):
+        ended = lab(*arguments)
+        assert ended.status == 0
+        for word in ("train", "evaluate", "tables", "reproduce", "defense=fm", "VERB --help"):
+            assert word in ended.out
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "tables", "reproduce"])
+def test_help_of_a_verb_shows_groups_choices_and_examples(lab, outputs, verb):
+    ended = lab(verb, "--help")
+    assert ended.status == 0
+    assert ended.out.count(f"python -m robustbench_lab {verb}") >= 2, "examples"
+    for group in ("attack", "backbone", "budget", "dataset", "defense", "threat_model", "training"):
+        choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        assert f"{group}: {choices}" in ended.out
+    assert "output_root:" in ended.out, "every key"
+    assert not outputs.exists()
+
+
+def test_version(lab):
+    assert lab("--version").out == f"{__version__}\n"
+
+
+def test_unknown_verb_names_the_choices(lab):
+    ended = lab("trian", "defense=fm")
+    assert ended.status == 2
+    assert "'trian'" in ended.err
+    assert "train, evaluate, tables, reproduce" in ended.err
+
+
+def test_settings_can_be_looked_at_without_training(lab, outputs):
+    ended = lab("train", "defense=fm", "defense.start_epoch=7", "--cfg", "job")
+    assert ended.status == 0
+    assert "start_epoch: 7" in ended.out
+    assert not outputs.exists()
+
+
+def test_console_script_is_the_same_program():
+    script = shutil.which("robustbench-lab", path=str(Path(sys.executable).parent))
+    assert script, "pip install -e . puts robustbench-lab beside python"
+    ended = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{__version__}\n"
+
+
+# Train, evaluate, and again
+
+
+def test_train_and_evaluate_as_real_processes_from_a_foreign_directory(start, outputs, tiny, tmp_path):
+    train = start("train", *tiny)
+    assert train.wait() == 0, train.stderr.read()
+    (run,) = (outputs / "runs").iterdir()
+    assert run.name.startswith("digits-small_cnn-standard-s0-")
+    assert {path.name for path in run.iterdir()} == {".lock", ".hydra", "model.safetensors", "run.json", "metrics.jsonl"}
+    assert "Traceback" not in train.stderr.read()
+    evaluate = start("evaluate", *tiny)
+    assert evaluate.wait() == 0, evaluate.stderr.read()
+    assert len(list(run.glob("evaluate/pgd-white-*/record.json"))) == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_run_json_says_what_was_trained(trained):
+    run = json.loads((trained / "run.json").read_text())
+    assert trained.name.endswith(run["fingerprint"])
+    assert run["choices"] == {"dataset": "digits", "backbone": "small_cnn", "defense": "standard", "training": "digits"}
+    assert run["parameters"] == 25_866
+    assert (run["train_images"], run["epochs"], run["kept_epoch"]) == (200, 3, 3)
+    assert run["config"]["training"]["epochs"] == 3
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(row["loss_model"] > 0 for row in rows)
+
+
+def test_train_again_returns_at_once(lab, outputs, trained, tiny, snapshot):
+    before = snapshot(outputs)
+    ended = lab("train", *tiny)
+    assert ended.status == 0
+    assert f"finished already: {trained}" in ended.err
+    assert snapshot(outputs) == before
+
+
+def test_train_with_force_repeats_to_the_same_weights(lab, trained, tiny):
+    weights, changed = (trained / "model.safetensors").read_bytes(), (trained / "run.json").stat().st_mtime_ns
+    ended = lab("train", *tiny, "force=true")
+    assert ended.status == 0
+    assert "finished already" not in ended.err
+    assert (trained / "run.json").stat().st_mtime_ns > changed
+    assert (trained / "model.safetensors").read_bytes() == weights
+
+
+def test_what_changes_no_result_changes_no_name(lab, trained, tiny, tmp_path):
+    others = ["device=auto", f"data.root={tmp_path}", "data.download=false", "data.workers=0", "dataset.test_size=50", "profile=smoke"]
+    ended = lab("train", *others, *tiny[:-2])
+    assert f"finished already: {trained}" in ended.err
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=1", "training.batch_size=32", "dataset.train_size=199", "defense=label_smoothing", "backbone=mlp", "training=quick"]
+)
+def test_what_changes_a_result_changes_the_name(lab, trained, tiny, change):
+    ended = lab("evaluate", *tiny, change)
+    assert ended.status == 2
+    assert "no finished run" in ended.err
+
+
+def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack.steps=3", "budget.eps=8/255")
+    assert ended.status == 0, ended.err
+    (folder,) = (trained / "evaluate").iterdir()
+    assert {path.name for path in folder.iterdir()} == {".lock", "record.json", "outcome.npz"}
+    run, record = json.loads((trained / "run.json").read_text()), record_in(trained)
+    assert folder.name == f"pgd-white-{record['fingerprint']}"
+    assert record["run"] == {
+        "name": trained.name,
+        "fingerprint": run["fingerprint"],
+        "choices": run["choices"],
+        "seed": 0,
+        "model_digest": run["model_digest"],
+    }
+    assert record["source"] is None
+    assert record["config"]["attack"]["steps"] == 3
+    assert record["config"]["budget"] == {"_target_": "robustbench_lab.threats.Budget", "norm": "linf", "eps": 8 / 255}
+    assert record["config"]["threat_model"]["sees"] == "defended"
+    assert (record["n"], record["config"]["test_size"]) == (40, 40)
+    assert record["forward_per_attacked_image"] == 3
+    assert record["backward_per_attacked_image"] == 3
+    assert record["seconds"] > 0
+    assert {"device", "versions", "platform", "commit", "command", "finished_at", "warnings", "schema"} <= record.keys()
+    assert record["command"].startswith("python -m robustbench_lab evaluate ")
+
+    with np.load(folder / "outcome.npz", allow_pickle=False) as archive:
+        outcome = {name: archive[name] for name in archive.files}
+    assert {name: array.dtype for name, array in outcome.items()} == {
+        "index": np.int64,
+        "clean": np.bool_,
+        "robust": np.bool_,
+        "distance": np.float64,
+    }
+    clean, robust = int(outcome["clean"].sum()), int(outcome["robust"].sum())
+    assert clean > 4, "a model that is no better than chance tests nothing here"
+    assert (record["clean_correct"], record["robust_correct"], record["attacked"]) == (clean, robust, clean)
+    assert (record["clean_accuracy"], record["robust_accuracy"]) == (clean / 40, robust / 40)
+    assert record["clean_interval"] == pytest.approx(wilson(clean, 40))
+    assert record["robust_interval"] == pytest.approx(wilson(robust, 40))
+    assert not (outcome["robust"] & ~outcome["clean"]).any(), "robust means right both clean and attacked"
+    assert np.array_equal(np.isnan(outcome["distance"]), ~outcome["clean"])
+    assert len(set(outcome["index"].tolist())) == 40
+    broken = outcome["distance"][outcome["clean"] & ~outcome["robust"]]
+    if len(broken):
+        assert record["distance_of_broken"]["mean"] == pytest.approx(broken.mean())
+
+
+def test_nothing_that_is_written_is_a_pickle(lab, outputs, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=fgsm").status == 0
+    for path in outputs.rglob("*"):
+        assert path.suffix not in (".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+        if path.is_file() and zipfile.is_zipfile(path):
+            for entry in zipfile.ZipFile(path).infolist():
+                header = zipfile.ZipFile(path).read(entry)[:128]
+                assert header.startswith(b"\x93NUMPY")
+                assert b"|O" not in header, "an array of objects would be a pickle"
+
+
+def test_evaluate_again_returns_at_once_and_force_repeats(lab, outputs, trained, tiny, snapshot):
+    command = ["evaluate", *tiny, "attack=fgsm"]
+    assert lab(*command).status == 0
+    before, record = snapshot(outputs), record_in(trained)
+    ended = lab(*command, "batch_size=7", "device=auto")
+    assert ended.status == 0
+    assert "finished already" in ended.err
+    assert snapshot(outputs) == before
+    ended = lab(*command, "batch_size=7", "force=true")
+    assert ended.status == 0
+    assert "finished already" not in ended.err
+    again = record_in(trained)
+    assert again["command"].endswith("force=true")
+    kept = ("fingerprint", "clean_correct", "robust_correct", "run", "config")
+    assert {key: again[key] for key in kept} == {key: record[key] for key in kept}
+
+
+def test_evaluation_of_a_retrained_model_is_made_anew(lab, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=fgsm").status == 0
+    (path,) = trained.glob("evaluate/*/record.json")
+    stale = json.loads(path.read_text())
+    stale["run"]["model_digest"] = "of other weights"
+    path.write_text(json.dumps(stale))
+    ended = lab("evaluate", *tiny, "attack=fgsm")
+    assert "finished already" not in ended.err
+    assert record_in(trained)["run"]["model_digest"] == json.loads((trained / "run.json").read_text())["model_digest"]
+
+
+def test_test_size_and_attack_seed_name_the_evaluation(lab, trained, tiny):
+    words = ["attack.steps=1", "attack.relative_step_size=0.01"]  # near its random start, where the draw shows
+    commands = [[*tiny, *words], [*tiny, *words, "attack_seed=1"], [*tiny[:-2], "device=cpu", "dataset.test_size=30", *words]]
+    for command in commands:
+        assert lab("evaluate", *command).status == 0
+    found = {}
+    for path in trained.glob("evaluate/*/record.json"):
+        record = json.loads(path.read_text())
+        found[record["n"], record["config"]["attack_seed"]] = path
+    assert set(found) == {(40, 0), (40, 1), (30, 0)}
+    distances = [np.load(found[key].with_name("outcome.npz"))["distance"] for key in ((40, 0), (40, 1))]
+    both = ~np.isnan(distances[0])
+    assert (distances[0][both] != distances[1][both]).all(), "another seed draws other starts"
+
+
+def test_numbers_written_in_two_ways_name_one_run(lab, outputs, tiny):
+    words = [*tiny, "training.epochs=1", "defense=trades", "dataset.budget.eps=8/255"]
+    assert lab("train", *words, "defense.beta=3").status == 0
+    ended = lab("train", *words[:-1], "defense.beta=3.0", f"dataset.budget.eps={8 / 255}")
+    assert "finished already" in ended.err
+    assert lab("evaluate", *words, "defense.beta=3.0", "attack=fgsm", "budget=linf", "budget.eps=8/255").status == 0
+    ended = lab("evaluate", *words, "defense.beta=3", "attack=fgsm", "budget=linf", f"budget.eps={8 / 255}")
+    assert "finished already" in ended.err
+    assert len(list(outputs.glob("runs/*"))) == len(list(outputs.glob("runs/*/evaluate/*"))) == 1
+
+
+def test_evaluate_of_a_missing_run_names_the_nearest(lab, outputs, trained, tiny, snapshot):
+    assert lab("train", *tiny, "seed=5", "defense=label_smoothing", "training.epochs=1").status == 0
+    before = snapshot(outputs)
+    ended = lab("evaluate", *tiny, "training.batch_size=32")
+    assert ended.status == 2
+    assert "Traceback" not in ended.err
+    first, second = ended.err.index(trained.name), ended.err.index("digits-small_cnn-label_smoothing-s5")
+    assert first < second, "the run that differs least comes first"
+    assert "training.batch_size: 64 != 32" in ended.err
+    assert "seed: 5 != 0" in ended.err
+    assert "test_size" not in ended.err
+    assert snapshot(outputs) == before
+
+
+def test_evaluate_without_any_run_says_so(lab, outputs, tiny):
+    ended = lab("evaluate", *tiny)
+    assert ended.status == 2
+    assert f"there are no finished runs in {outputs / 'runs'}" in ended.err
+    assert not outputs.exists()
+
+
+# Threat models
+
+
+def test_gray_twin_attacks_through_the_undefended_run(lab, trained, tiny):
+    words = [*tiny, "defense=label_smoothing", "defense.true_weight=0.8"]
+    assert lab("train", *words).status == 0
+    assert lab("evaluate", *words, "attack=fgsm", "threat_model=gray_twin").status == 0
+    (run,) = trained.parent.glob("*-label_smoothing-*")
+    record = record_in(run)
+    assert record["source"]["name"] == trained.name
+    assert record["source"]["model_digest"] == json.loads((trained / "run.json").read_text())["model_digest"]
+    assert record["run"]["name"] == run.name
+    assert [warning["code"] for warning in record["warnings"]] == ["transfer_only"]
+
+
+def test_black_transfer_needs_the_other_run(lab, outputs, trained, tiny, snapshot):
+    command = ["evaluate", *tiny, "attack=fgsm", "threat_model=black_transfer", "threat_model.overrides=[seed=1]"]
+    before = snapshot(outputs)
+    ended = lab(*command)
+    assert ended.status == 2
+    assert "no finished run for digits/small_cnn/standard seed 1" in ended.err
+    assert snapshot(outputs) == before
+    assert lab("train", *tiny, "seed=1").status == 0
+    ended = lab(*command)
+    assert ended.status == 0, ended.err
+    assert record_in(trained)["source"]["seed"] == 1
+
+
+def test_black_transfer_from_the_attacked_run_itself_is_an_error(lab, outputs, trained, tiny, snapshot):
+    before = snapshot(outputs)
+    ended = lab("evaluate", *tiny, "threat_model=black_transfer", "threat_model.overrides=[seed=0]")
+    assert ended.status == 2
+    assert "threat_model.overrides" in ended.err
+    assert "threat_model=white" in ended.err
+    assert snapshot(outputs) == before
+
+
+def test_black_queries_gives_no_gradient(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack=pgd", "threat_model=black_queries")
+    assert ended.status == 2
+    assert "threat_model.sees=queries gives no gradient" in ended.err
+    assert "Traceback" not in ended.err
+    (folder,) = (trained / "evaluate").iterdir()
+    assert {path.name for path in folder.iterdir()} == {".lock", "error.json"}, "an error row, never a score"
+    assert "gives no gradient" in json.loads((folder / "error.json").read_text())["error"]
+
+
+def test_gray_learned_is_refused_where_it_hides_nothing(lab, trained, tiny):
+    words = [*tiny, "defense=label_smoothing", "training.epochs=1"]
+    assert lab("train", *words).status == 0
+    ended = lab("evaluate", *words, "threat_model=gray_learned")
+    assert ended.status == 2
+    assert "threat_model.sees=learned" in ended.err
+    ended = lab("evaluate", *tiny, "attack=fgsm", "threat_model=gray_learned")
+    assert ended.status == 0, "for undefended rows, learned equals defended"
+
+
+# Multirun
+
+
+def test_a_failing_job_of_a_multirun_does_not_stop_the_others(lab, outputs, tiny):
+    ended = lab("train", "-m", *tiny, "training.epochs=1", "training.optimizer.lr=0.05,1e30,0.04")
+    assert ended.status == 1
+    finished = sorted(json.loads(path.read_text())["config"]["training"]["optimizer"]["lr"] for path in outputs.glob("runs/*/run.json"))
+    assert finished == [0.04, 0.05]
+    head, _, listed = ended.err.rpartition("jobs failed:")
+    assert head.endswith("\n1 ")
+    assert "training.optimizer.lr=1e+30" in listed
+    assert "0.04" not in listed
+    assert "loss of player 'model' is not finite" in listed
+    assert "Traceback" not in ended.err
+    left = [path for path in outputs.rglob("error.json") if path.is_relative_to(outputs / "sweeps")]
+    assert str(left[0]) in listed
+    error = json.loads(left[0].read_text())
+    assert "training.optimizer.lr=1e+30" in error["overrides"]
+    assert "not finite" in error["error"]
+    (in_run,) = outputs.glob("runs/*/error.json")
+    assert "not finite" in json.loads(in_run.read_text())["error"]
+
+
+def test_a_multirun_trains_every_combination(lab, outputs, tiny):
+    ended = lab("train", "-m", *tiny, "training.epochs=1", "seed=0,1", "defense=standard,label_smoothing")
+    assert ended.status == 0, ended.err
+    runs = [json.loads(path.read_text()) for path in outputs.glob("runs/*/run.json")]
+    assert sorted((run["choices"]["defense"], run["config"]["seed"]) for run in runs) == [
+        ("label_smoothing", 0), ("label_smoothing", 1), ("standard", 0), ("standard", 1),
+    ]  # fmt: skip
+    assert len({run["model_digest"] for run in runs}) == 4
+
+
+# Tables
+
+
+def test_reproduce_fills_what_is_missing_and_nothing_else(lab, outputs, small_table):
+    ended = lab("tables", "tables=paper/small")
+    assert ended.status == 0
+    assert "| plain   | -     | -    |" in ended.out
+    ended = lab("reproduce", "tables=[paper/*]", "device=cpu")
+    assert ended.status == 0, ended.err
+    assert "1 tables, 2 cells to fill, from 1 runs" in ended.err
+    (path,) = outputs.glob("runs/*/evaluate/*/record.json")
+    record, made = json.loads(path.read_text()), path.stat().st_mtime_ns
+    assert f"{100 * record['robust_accuracy']:.2f}" in ended.out
+    ended = lab("reproduce")
+    assert "0 cells to fill" in ended.err
+    assert path.stat().st_mtime_ns == made
+
+
+def test_reproduce_goes_on_after_a_failing_job_and_ends_with_a_list(lab, outputs, small_table):
+    rows = "rows:\n- {label: broken, overrides: [training.optimizer.lr=1e30]}\n- label: plain\n"
+    small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", rows))
+    ended = lab("reproduce")
+    assert ended.status == 2
+    head, _, listed = ended.err.rpartition("jobs failed:")
+    assert head.endswith("error: 2 ")
+    assert "not finite in epoch 1" in listed
+    assert "no finished run" in listed
+    page = (outputs / "tables" / "paper" / "small.md").read_text()
+    (path,) = outputs.glob("runs/*/evaluate/*/record.json")
+    assert f"{100 * json.loads(path.read_text())['robust_accuracy']:.2f}" in page
+    assert "\n| broken  | - " in page
+
+
+def test_an_unknown_table_lists_the_tables(lab, outputs, small_table):
+    for words in ("tables=[paper/big]", "tables=big"):
+        ended = lab("tables", words)
+        assert ended.status == 2
+        assert "nothing matches" in ended.err
+        assert "there are paper/small" in ended.err
+    assert not outputs.exists()
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_stops_with_130_and_the_run_goes_on_later(start, lab, outputs, tiny):
+    command = ["train", *tiny, "training.epochs=8", "dataset.train_size=1000", "defense=fm", "defense.start_epoch=0"]
+    process = start(*command)
+    while not (paths := list(outputs.glob("runs/*/metrics.jsonl"))) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    folder = paths[0].parent
+    assert not (folder / "run.json").exists()
+    assert not list(folder.glob(".*.partial"))
+    done = len((folder / "metrics.jsonl").read_text().splitlines())
+    ended = lab(*command)
+    assert ended.status == 0, ended.err
+    assert f"resuming {folder.name} after epoch {done}" in ended.err
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert all(math.isfinite(row["loss_model"]) for row in rows)

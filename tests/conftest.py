@@ -1,0 +1,114 @@
+"""What the tests share: objects built from their YAML files, a tiny network with BatchNorm, images at the box's edge, trained digits."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.config import RUN_GROUPS, Run, build, compose, plain
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.jobs.train import objects
+from robustbench_lab.models import Classifier, Defended, Normalise
+from robustbench_lab.training import fit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks here are too small to share between threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _own_random_state() -> Iterator[None]:
+    """Each test starts from the same global random state, and leaves it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@functools.cache
+def _config(group: str, name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    verb = "train" if group in RUN_GROUPS else "evaluate"
+    return plain(compose(verb, [f"{group}={name}", *overrides])[0], group)[group]
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[..., Any]:
+    """`built("attack", "pgd", "attack.steps=3")`: the object that conf/attack/pgd.yaml and these overrides describe."""
+    return lambda group, name, *overrides: build(_config(group, name, overrides), group)
+
+
+@pytest.fixture(scope="session")
+def run_objects() -> Callable[..., Any]:
+    """`run_objects("defense=fm")`: the dataset, model, defense and recipe of a training run."""
+
+    @functools.cache
+    def config(*overrides: str) -> Run:
+        cfg, choices = compose("train", overrides)
+        return Run(plain(cfg, *RUN_GROUPS, "seed"), {group: choices[group] for group in RUN_GROUPS})
+
+    return lambda *overrides: objects(config(*overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> Callable[..., Defended]:
+    """An eval-mode convolution, BatchNorm with statistics that are not the identity, ReLU and a linear layer, on 5x5 images."""
+
+    def make(channels: int = 1, classes: int = 3, size: int = 5, seed: int = 0) -> Defended:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            norm = nn.BatchNorm2d(4)
+            nn.init.normal_(norm.running_mean, std=0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.2)
+            layers = nn.Sequential(
+                nn.Conv2d(channels, 4, 3, padding=1, bias=False),
+                norm,
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(4 * size * size, classes),
+            )
+            return Defended(Classifier(Normalise([0.5] * channels, [0.25] * channels), layers)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def edge_images() -> Callable[..., Tensor]:
+    """Random images of which every one touches 0 and 1, and the first holds nothing else."""
+
+    def make(n: int, channels: int = 1, size: int = 5, seed: int = 0) -> Tensor:
+        x = torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+        x[:, :, 0] = (x[:, :, 0] > 0.5).float()
+        x[:, 0, 0, :2] = torch.tensor([0.0, 1.0])
+        x[0] = (x[0] > 0.5).float()
+        return x
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits(run_objects: Callable[..., Any]) -> tuple[ImageSet, ImageSet]:
+    """The embedded digits: training and test images."""
+    dataset = run_objects()[0]
+    train, test = (dataset.load(split, root=Path(), download=False, workers=0) for split in ("train", "test"))
+    return train, test
+
+
+@pytest.fixture(scope="session")
+def digits_model(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageSet]) -> Defended:
+    """A small ResNet that has seen the digits four times: well above 90 % right, and easily fooled."""
+    with torch.random.fork_rng(devices=[]):
+        _, model, defense, recipe = run_objects()
+        fit(defense, model, digits[0], replace(recipe, epochs=4), seed=0)
+    model._fast.clear()
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,238 @@
+"""Every attack of conf/attack keeps every clause of the attack contract."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.config import CONF
+from robustbench_lab.errors import LabError
+from robustbench_lab.models import Defended, frozen
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import NORMS, Budget
+
+NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
+PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes
+
+
+@pytest.fixture
+def attack_of(built: Callable[..., Any]) -> Callable[[str], Attack]:
+    """The attack that a YAML file describes, with at most three steps: the contract does not depend on their number."""
+
+    def make(name: str) -> Attack:
+        attack = built("attack", name)
+        return replace(attack, steps=min(attack.steps, 3)) if hasattr(attack, "steps") else attack
+
+    return make
+
+
+def streams(n: int) -> ImageRandom:
+    return ImageRandom.of(torch.arange(100, 100 + n), 0, "attack")
+
+
+def labels(n: int, classes: int) -> Tensor:
+    return torch.arange(n) % classes
+
+
+def search(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+    with frozen(model) as target:
+        return attack(target, x, y, budget, rng)
+
+
+def refuses(attack: Attack, budget: Budget) -> bool:
+    """Whether the attack cannot search this ball, for a reason that names a key."""
+    try:
+        attack.check(budget)
+    except LabError as error:
+        return str(error).startswith(("budget.", "attack."))
+    return False
+
+
+def assert_inside(x_adv: Tensor, x: Tensor, budget: Budget) -> None:
+    delta = (x_adv.double() - x.double()).flatten(1)
+    length = delta.abs().amax(1) if budget.norm == "linf" else delta.square().sum(1).sqrt()
+    assert length.max() <= budget.eps + 1e-6
+    assert x_adv.min() >= -1e-6
+    assert x_adv.max() <= 1 + 1e-6
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    return [
+        [(name, module.training) for name, module in model.named_modules()],
+        [(name, p.requires_grad, p.grad, p._version) for name, p in model.named_parameters()],
+        [(name, b._version) for name, b in model.named_buffers()],
+        [(name, value.tolist()) for name, value in model.state_dict().items()],
+    ]
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3, 50.0])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(
+    name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:  # fmt: skip
+    attack, budget = attack_of(name), Budget(norm, eps)
+    if refuses(attack, budget):
+        assert norm not in attack.norms or eps < getattr(attack, "alpha", 0)
+        return
+    assert norm in attack.norms
+    for channels, n, classes in PROBLEMS:
+        model, x, y, rng = tiny_net(channels, classes), edge_images(n, channels), labels(n, classes), streams(n)
+        model.get_submodule("network.backbone.1").train()  # one mode and one flag that differ, to see each restored
+        model.get_submodule("network.backbone.4").requires_grad_(False)
+        before, x_before, y_before, global_state = snapshot(model), x.clone(), y.clone(), torch.get_rng_state()
+        x_adv = search(attack, model, x, y, budget, rng)
+
+        assert_inside(x_adv, x, budget)
+        assert x_adv.shape == x.shape
+        assert x_adv.dtype == x.dtype
+        assert not x_adv.requires_grad
+        assert x_adv.grad_fn is None
+        assert snapshot(model) == before
+        assert torch.equal(x, x_before)
+        assert not x.requires_grad
+        assert x.grad is None
+        assert torch.equal(y, y_before)
+        assert torch.equal(torch.get_rng_state(), global_state)
+        assert torch.equal(search(attack, model, x, y, budget, streams(n)), x_adv)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_model_outside_frozen_is_left_as_it_was(
+    name: str,
+    norm: str,
+    attack_of: Callable[[str], Attack],
+    tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:
+    """Gradients go to the image only, even where the parameters ask for some."""
+    attack, budget, model = attack_of(name), Budget(norm, 0.3), tiny_net()
+    if refuses(attack, budget):
+        return
+    before = snapshot(model)
+    attack(model, edge_images(5), labels(5, 3), budget, streams(5))
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("eps", [0.06, 0.3])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_has_one_result_whatever_its_batch_and_order(
+    name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:  # fmt: skip
+    attack, budget = attack_of(name), Budget(norm, eps)
+    if refuses(attack, budget):
+        return
+    n = 10
+    model, x, y, rng = tiny_net(3, 10), edge_images(n, 3), labels(n, 10), streams(n)
+    together = search(attack, model, x, y, budget, rng)
+    orders = [torch.arange(n), torch.arange(n).flip(0), torch.randperm(n)]
+    for size, order in itertools.product((1, 7, n), orders):
+        parts = [search(attack, model, x[at], y[at], budget, rng[at]) for at in order.split(size)]
+        torch.testing.assert_close(torch.cat(parts), together[order], atol=1e-5, rtol=0)
+
+
+def does_something(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> bool:
+    """Whether every image on which the loss has a slope is moved, and most lose some of their true class's probability."""
+    with frozen(model) as target:
+        x_adv = attack(target, x, y, budget, streams(len(x)))
+        moved = budget.distance(x_adv, x) > budget.eps / 10
+        before, after = (target(images).softmax(1).gather(1, y[:, None])[:, 0] for images in (x, x_adv))
+    return bool(moved.all()) and bool((after < before).float().mean() > 0.8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOp(Attack):
+    """What a broken attack looks like: it keeps the whole contract but the point of it."""
+
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        return x.clone()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOnly(Attack):
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        return budget.random_start(x, rng)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_attacks_do_something_and_doing_nothing_is_noticed(
+    name: str,
+    norm: str,
+    attack_of: Callable[[str], Attack],
+    tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:
+    attack, budget, model, x = attack_of(name), Budget(norm, 0.2), tiny_net(3, 3), edge_images(20, 3)
+    y = model(x).argmax(1)
+    assert not does_something(NoOp(), model, x, y, budget)
+    assert not does_something(NoiseOnly(), model, x, y, budget)
+    if not refuses(attack, budget):
+        assert does_something(attack, model, x, y, budget)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_without_a_ball(
+    name: str,
+    norm: str,
+    attack_of: Callable[[str], Attack],
+    tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:
+    attack, budget, x = attack_of(name), Budget(norm, math.inf), edge_images(5)
+    if norm not in attack.norms:
+        with pytest.raises(LabError, match=r"^budget\.norm: expected linf, .*'l2'"):
+            attack(tiny_net(), x, labels(5, 3), budget, streams(5))
+    elif attack.needs_finite_ball:
+        with pytest.raises(LabError, match=r"^budget\.eps: .* needs a finite ball, got inf"):
+            attack(tiny_net(), x, labels(5, 3), budget, streams(5))
+    else:
+        assert_inside(search(attack, tiny_net(), x, labels(5, 3), budget, streams(5)), x, budget)
+
+
+def test_random_fgsm_needs_a_budget_for_its_random_step(attack_of: Callable[[str], Attack]) -> None:
+    attack = attack_of("random_fgsm")
+    attack.check(Budget("linf", 0.05))
+    with pytest.raises(LabError, match=r"^attack\.alpha: .*0\.05.*budget\.eps = 0\.03"):
+        attack.check(Budget("linf", 0.03))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key"),
+    [
+        ("pgd", "attack.steps=0", "steps"),
+        ("pgd", "attack.steps=2.5", "steps"),
+        ("pgd", "attack.restarts=0", "restarts"),
+        ("pgd", "attack.eot_samples=0", "eot_samples"),
+        ("pgd", "attack.loss=hinge", "loss"),
+        ("pgd", "attack.labels=false", "labels"),
+        ("pgd", "attack.step_size=0.1", "step_size"),  # with relative_step_size: both
+        ("pgd", "attack.relative_step_size=null", "step_size"),  # neither
+        ("pgd", "attack.relative_step_size=-1", "step_size"),
+        ("pgd", "attack.random_start=normal", "random_start"),
+        ("pgd", "attack.random_start=gaussian", "start_scale"),
+        ("pgd", "attack.start_scale=0.1", "start_scale"),
+        ("pgd", "attack.keep=first", "keep"),
+        ("random_fgsm", "attack.alpha=0", "alpha"),
+        ("fgsm", "attack.eot_samples=true", "eot_samples"),
+    ],
+)
+def test_a_wrong_knob_fails_when_built(name: str, override: str, key: str, built: Callable[..., Any]) -> None:
+    with pytest.raises(LabError, match=rf"^attack\.{key}: expected .*, got "):
+        built("attack", name, override)
+
+
+def test_restarts_without_a_random_start_are_refused(built: Callable[..., Any]) -> None:
+    with pytest.raises(LabError, match=r"^attack\.restarts: "):
+        built("attack", "pgd", "attack.random_start=none", "attack.restarts=2")

@@ -1,0 +1,202 @@
+"""Every file of conf/defense keeps every clause of the defense contract; every recipe, budget and threat model builds."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.config import CONF
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses.base import Batch, Defense
+from robustbench_lab.models import Defended
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import NORMS, VIEWS, Budget, ThreatModel
+from robustbench_lab.training import Recipe
+
+FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
+BACKBONES = ("small_resnet", "small_cnn")
+Objects = tuple[Any, Defended, Defense, Recipe]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(params=BACKBONES)
+def trained(request: pytest.FixtureRequest, run_objects: Callable[..., Objects]) -> Callable[[str], tuple[Defended, Defense]]:
+    """The model and the defense of one YAML file on digits, per backbone."""
+    return lambda name: run_objects(f"defense={name}", f"backbone={request.param}")[1:3]
+
+
+@pytest.fixture
+def batch_at(digits: tuple[ImageSet, ImageSet]) -> Callable[[int], Batch]:
+    def make(epoch: int, n: int = 24) -> Batch:
+        x, y, ids = next(digits[0].batches(torch.arange(n), n))
+        copy = torch.arange(n) % 2
+        return Batch(x, y, ids, copy, epoch, ImageRandom.of(ids, 0, epoch), ImageRandom.of(ids, 0))
+
+    return make
+
+
+def tensors_in(value: object) -> list[object]:
+    """Tensors and modules anywhere in a value."""
+    if isinstance(value, Tensor | nn.Module):
+        return [value]
+    if is_dataclass(value):
+        return [found for field in fields(value) for found in tensors_in(getattr(value, field.name))]
+    if isinstance(value, dict):
+        return [found for entry in value.values() for found in tensors_in(entry)]
+    return [found for entry in value for found in tensors_in(entry)] if isinstance(value, list | tuple | set) else []
+
+
+@contextmanager
+def passes_outside_attacks(model: Defended, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """The training mode at each forward pass of the network that no attack asked for."""
+    seen: list[bool] = []
+    attacking: list[Attack] = []
+    original = Attack.__call__
+
+    def call(self: Attack, *args: Any) -> Tensor:
+        attacking.append(self)
+        try:
+            return original(self, *args)
+        finally:
+            attacking.pop()
+
+    def hook(module: nn.Module, args: object) -> None:
+        if not attacking:
+            seen.append(module.training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attack, "__call__", call)
+        handle = model.network.register_forward_pre_hook(hook)
+        yield seen
+        handle.remove()
+
+
+@pytest.mark.parametrize("epoch", [FIRST, LATE])
+@pytest.mark.parametrize("name", names("defense"))
+def test_steps_train_every_parameter_and_lower_the_loss(
+    name: str, epoch: int, trained: Callable[[str], tuple[Defended, Defense]], batch_at: Callable[[int], Batch]
+) -> None:
+    model, defense = trained(name)
+    batch = batch_at(epoch)
+    model.train()
+    players = defense.players(model)
+    optimizers = [torch.optim.Adam(player.parameters, lr=2e-3) for player in players]
+    losses: list[list[float]] = []
+    for _ in range(4):
+        losses.append([])
+        for player, optimizer in zip(players, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = player.loss(model, batch)
+            assert loss.dim() == 0
+            losses[-1].append(loss.item())
+            loss.backward()
+            optimizer.step()
+        defense.after_step(model)
+    for path, parameter in model.named_parameters():
+        assert parameter.requires_grad, path
+        assert parameter.grad is not None, path
+        assert parameter.grad.isfinite().all(), path
+        assert parameter.grad.any(), path
+    assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True)), losses
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("name", names("defense"))
+def test_only_the_defense_s_own_passes_move_batch_norm(
+    name: str,
+    fast: bool,
+    run_objects: Callable[..., Objects],
+    batch_at: Callable[[int], Batch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, model, defense, _ = run_objects(f"defense={name}", "backbone=small_resnet")
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    assert norm.num_batches_tracked is not None
+    if fast:
+        model.attach_fast_copy()
+    model.train()
+    norm_in_eval = list(model.modules())[-1].eval()  # one module in the other mode, to see the modes restored one by one
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    for epoch in (FIRST, LATE):
+        tracked = int(norm.num_batches_tracked)
+        with passes_outside_attacks(model, monkeypatch) as passes:
+            for player in defense.players(model):
+                player.loss(model, batch_at(epoch))
+        assert int(norm.num_batches_tracked) - tracked == sum(passes) >= 1
+        assert [module.training for module in model.modules()] == modes
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert not norm_in_eval.training
+
+
+@pytest.mark.parametrize("name", names("defense"))
+def test_holds_no_learned_state(name: str, run_objects: Callable[..., Objects], batch_at: Callable[[int], Batch]) -> None:
+    """Everything learned is in the state_dict: a fresh model that loads it predicts the same."""
+    overrides = (f"defense={name}", "backbone=small_resnet")
+    _, model, defense, _ = run_objects(*overrides)
+    description, batch = repr(defense), batch_at(LATE)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    defense.loss(model, batch).backward()
+    optimizer.step()
+
+    assert isinstance(defense, Defense)
+    assert type(defense).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert set(vars(defense)) == {field.name for field in fields(defense)}
+    assert not tensors_in(defense)
+    assert repr(defense) == description
+
+    _, other, _, _ = run_objects(*overrides, "seed=1")
+    assert not torch.equal(other.eval()(batch.x), model.eval()(batch.x))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(batch.x), model.eval()(batch.x))
+
+
+@pytest.mark.parametrize("name", names("defense"))
+def test_a_loss_is_the_same_twice(name: str, run_objects: Callable[..., Objects], batch_at: Callable[[int], Batch]) -> None:
+    _, model, defense, _ = run_objects(f"defense={name}", "backbone=small_cnn")
+    model.train()
+    batch, state = batch_at(LATE), torch.get_rng_state()
+    x, y = batch.x.clone(), batch.y.clone()
+    assert torch.equal(defense.loss(model, batch), defense.loss(model, batch))
+    assert torch.equal(batch.x, x)
+    assert torch.equal(batch.y, y)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", names("training"))
+def test_recipes_build(name: str, built: Callable[..., Any], tiny_net: Callable[..., Defended]) -> None:
+    recipe = built("training", name)
+    assert isinstance(recipe, Recipe)
+    optimizer = recipe.optimizer(list(tiny_net().parameters()))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    factors = [recipe.schedule(share * recipe.epochs, recipe.epochs) for share in (0, 0.1, 0.5, 0.9, 0.999)]
+    assert all(0 < factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize("name", names("budget"))
+def test_budgets_build(name: str, built: Callable[..., Any]) -> None:
+    budget = built("budget", name)
+    assert isinstance(budget, Budget)
+    assert budget.norm in NORMS
+    assert budget.eps > 0
+
+
+@pytest.mark.parametrize("name", names("threat_model"))
+def test_threat_models_build(name: str, built: Callable[..., Any]) -> None:
+    threat_model = built("threat_model", name)
+    assert isinstance(threat_model, ThreatModel)
+    assert threat_model.sees in VIEWS
+
+
+def test_every_view_has_a_threat_model(built: Callable[..., Any]) -> None:
+    assert {built("threat_model", name).sees for name in names("threat_model")} == set(VIEWS)

@@ -1,0 +1,350 @@
+"""Tables as a pure function of records and conf/table/: figures worked out by hand, and what may not be shown."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from robustbench_lab.config import CONF
+from robustbench_lab.errors import LabError
+from robustbench_lab.jobs import tables
+from robustbench_lab.jobs.tables import PROFILES, Cell, cells_of, chosen_tables, read_table, write
+from robustbench_lab.records import wilson_interval, write_json
+
+EVERY = sorted(str(path.relative_to(CONF / "table").with_suffix("")) for path in (CONF / "table").glob("*/*.yaml"))
+PAPERS = CONF.parents[1] / "shared" / "papers"
+
+TABLE: dict[str, Any] = {
+    "title": "A table of 2 x 2 & more",
+    "source": "a paper, Table 9",
+    "profile": "quick",
+    "corner": "defense",
+    "metric": "robust_accuracy",
+    "overrides": ["backbone=small_cnn", "attack=fgsm"],
+    "rows": [{"label": "plain", "overrides": ["defense=standard"]}, {"label": "LS_0.9", "overrides": ["defense=label_smoothing"]}],
+    "columns": [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}],
+    "published": {"kind": "exact", "source": "Table 9", "values": [[95.5, 30], [None, 41.25]]},
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch) -> Callable[..., str]:
+    """`written(metric="...")`: a table's name, after writing TABLE with these keys changed (None: left out) as its YAML."""
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "table")
+
+    def write_yaml(**changed: Any) -> str:
+        path = tmp_path / "table" / "paper" / "grid.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({key: value for key, value in (TABLE | changed).items() if value is not None}))
+        return "paper/grid"
+
+    return write_yaml
+
+
+@pytest.fixture
+def outputs(tmp_path) -> Path:
+    return tmp_path / "outputs"
+
+
+def fill(cell: Cell, outputs: Path, clean: int, robust: int, n: int = 10, **more: Any) -> Path:
+    """Write the run.json and record.json that training and attacking this cell would leave."""
+    run, evaluation = cell.evaluation.run, cell.evaluation
+    digest = f"weights of {run.fingerprint}"
+    write_json(run.folder(outputs) / "run.json", {"schema": 1, "model_digest": digest, "config": run.config})
+    path = evaluation.folder(outputs) / "record.json"
+    record = {
+        "schema": 1, "fingerprint": evaluation.fingerprint, "source": None, "warnings": [], "seconds": 2.0, "n": n,
+        "run": {"name": run.name, "fingerprint": run.fingerprint, "model_digest": digest},
+        "clean_correct": clean, "clean_accuracy": clean / n, "clean_interval": wilson_interval(clean, n),
+        "robust_correct": robust, "robust_accuracy": robust / n, "robust_interval": wilson_interval(robust, n),
+        "device": "a device", "commit": "abc", "platform": "a platform", "versions": {"torch": "2.9"},
+    }  # fmt: skip
+    write_json(path, record | more)
+    return path
+
+
+def pages(name: str, outputs: Path) -> tuple[str, list[dict[str, str]], str]:
+    """The written table as Markdown, rows of the CSV and LaTeX."""
+    table = read_table(name)
+    path = write(table, cells_of(table, outputs), outputs)
+    assert path == outputs / "tables" / f"{name}.md"
+    assert {file.suffix for file in path.parent.iterdir()} == {".md", ".csv", ".tex"}
+    with path.with_suffix(".csv").open() as file:
+        return path.read_text(), list(csv.DictReader(file)), path.with_suffix(".tex").read_text()
+
+
+def row_of(page: str, *starts: str) -> list[str]:
+    """The cells of the one Markdown row that begins with these cells."""
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    (row,) = [row for row in rows if row[: len(starts)] == list(starts)]
+    return row
+
+
+# What a table shows
+
+
+def test_a_full_table(written, outputs, capsys):
+    """9/10 clean and 8/10 robust for the first row, 5/10 and 5/10 for the second, against 95.5, 30, nothing and 41.25."""
+    name = written()
+    cells = cells_of(read_table(name), outputs)
+    fill(cells[1], outputs, 9, 8, warnings=[{"code": "transfer_only"}])
+    fill(cells[3], outputs, 5, 5)
+    page, rows, tex = pages(name, outputs)
+
+    assert row_of(page, "plain", "90.00 (paper 95.50)") == ["plain", "90.00 (paper 95.50)", "80.00 (paper 30.00)"]
+    assert row_of(page, "LS_0.9", "50.00") == ["LS_0.9", "50.00", "50.00 (paper 41.25)"]
+    # Wilson by hand, z = 1.96: 8/10 -> 49.02 to 94.33; 9/10 -> 59.58 to 98.21; 5/10 -> 23.66 to 76.34.
+    assert row_of(page, "plain", "FGSM") == [
+        "plain", "FGSM", "robust accuracy", "80.00", "49.02 to 94.33", "10", "30.00", "+50.00", "transfer_only",
+    ]  # fmt: skip
+    assert row_of(page, "plain", "clean")[2:] == ["clean accuracy", "90.00", "59.58 to 98.21", "10", "95.50", "-5.50", "transfer_only"]
+    assert row_of(page, "LS_0.9", "clean")[2:] == ["clean accuracy", "50.00", "23.66 to 76.34", "10", "-", "-", "-"]
+    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["50.00", "23.66 to 76.34", "10", "41.25", "+8.75", "-"]
+    assert "# A table of 2 x 2 & more" in page
+    assert "Published figures: exact, Table 9." in page
+    assert "Missing" not in page
+    assert "- seconds of attacking: 4" in page, "one evaluation fills two cells and counts once"
+    assert "- device: a device\n- commit: abc\n- platform: a platform\n- versions: torch 2.9" in page
+
+    assert [row["ours"] for row in rows] == ["90.0000", "80.0000", "50.0000", "50.0000"]
+    first = {**rows[1], "record": ""}
+    assert first == {
+        "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "ours": "80.0000", "interval_low": "49.0162",
+        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "warnings": "transfer_only", "record": "",
+    }  # fmt: skip
+    assert rows[2]["published"] == rows[2]["difference"] == ""
+    assert rows[1]["record"] == f"{cells[1].evaluation.run.name}/evaluate/{cells[1].evaluation.name}"
+
+    assert r"\begin{tabular}{lrr}" in tex
+    assert r"plain & 90.00 (paper 95.50) & 80.00 (paper 30.00) \\" in tex
+    assert r"LS\_0.9 & 50.00 & 50.00 (paper 41.25) \\" in tex
+    assert "80.00 (paper 30.00)" in capsys.readouterr().out
+
+
+def test_the_same_records_give_the_same_files(written, outputs, tmp_path):
+    name = written()
+    for cell in cells_of(read_table(name), outputs)[1::2]:
+        fill(cell, outputs, 9, 8)
+    first = pages(name, outputs)
+    assert pages(name, outputs) == first
+
+
+def test_what_is_missing_is_a_dash_with_the_commands_that_fill_it(written, outputs):
+    name = written(published={"kind": "none"})
+    cells = cells_of(read_table(name), outputs)
+    fill(cells[1], outputs, 9, 8)
+    page, rows, tex = pages(name, outputs)
+    assert row_of(page, "LS_0.9", "-") == ["LS_0.9", "-", "-"]
+    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["-"] * 6
+    assert rows[3]["ours"] == rows[3]["n"] == rows[3]["record"] == ""
+    assert r"LS\_0.9 & - & - \\" in tex
+    missing = page.partition("## Missing cells")[2]
+    train = "python -m robustbench_lab train 'backbone=small_cnn' 'defense=label_smoothing'"
+    evaluate = "python -m robustbench_lab evaluate 'backbone=small_cnn' 'attack=fgsm' 'defense=label_smoothing'"
+    assert f"- LS_0.9, FGSM: `{train}`, then `{evaluate}`" in missing
+    assert "plain" not in missing.partition("## Provenance")[0]
+
+
+def test_an_empty_table_is_all_dashes(written, outputs):
+    page, rows, _ = pages(written(), outputs)
+    assert row_of(page, "plain", "- (paper 95.50)") == ["plain", "- (paper 95.50)", "- (paper 30.00)"]
+    assert all(row["ours"] == "" for row in rows)
+    assert "No records yet." in page
+
+
+def test_a_record_of_other_weights_is_not_shown(written, outputs):
+    name = written()
+    cell = cells_of(read_table(name), outputs)[1]
+    path = fill(cell, outputs, 9, 8)
+    run = cell.evaluation.run
+    write_json(run.folder(outputs) / "run.json", {"schema": 1, "model_digest": "retrained", "config": run.config})
+    page, rows, _ = pages(name, outputs)
+    assert rows[1]["ours"] == ""
+    assert f"{path} speaks of other weights than {run.name} has now" in page
+
+
+def test_a_record_without_its_run_is_not_shown(written, outputs):
+    name = written()
+    cell = cells_of(read_table(name), outputs)[1]
+    fill(cell, outputs, 9, 8)
+    run = cell.evaluation.run.folder(outputs) / "run.json"
+    run.unlink()
+    page, rows, _ = pages(name, outputs)
+    assert rows[1]["ours"] == ""
+    assert str(run) in page
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a changed figure", "an empty object", "no run"])
+def test_a_damaged_record_is_not_shown_and_named(written, outputs, damage):
+    name = written()
+    path = fill(cells_of(read_table(name), outputs)[1], outputs, 9, 8)
+    text = path.read_text()
+    changed = {
+        "truncated": text[: len(text) // 2],
+        "a changed figure": text.replace('"robust_accuracy": 0.8', '"robust_accuracy": 0.9'),
+        "an empty object": '{"schema": 1}',
+        "no run": json.dumps({**json.loads(text), "run": None}),
+    }[damage]
+    assert changed != text
+    path.write_text(changed)
+    page, rows, _ = pages(name, outputs)
+    assert rows[1]["ours"] == ""
+    missing = page.partition("## Missing cells")[2]
+    assert str(path) in missing
+    assert "force=true" in missing
+
+
+def test_a_transfer_record_needs_the_source_it_was_made_with(written, outputs):
+    row = {"label": "plain", "overrides": ["threat_model=black_transfer", "threat_model.overrides=[seed=1]"]}
+    name = written(rows=[row], columns=[{"label": "FGSM"}], published={"kind": "none"})
+    (cell,) = cells_of(read_table(name), outputs)
+    source = cell.evaluation.source
+    assert source is not None
+    assert source.config["seed"] == 1
+    fill(cell, outputs, 9, 8, source={"model_digest": "theirs"})
+    write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "theirs"})
+    assert pages(name, outputs)[1][0]["ours"] == "80.0000"
+    write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "retrained"})
+    page, rows, _ = pages(name, outputs)
+    assert rows[0]["ours"] == ""
+    assert source.name in page
+
+
+def test_exceptions_change_single_cells(written, outputs):
+    name = written(exceptions=[{"row": "plain", "column": "FGSM", "overrides": ["attack=pgd", "attack.steps=3"]}])
+    attacks = [cell.evaluation.choices["attack"] for cell in cells_of(read_table(name), outputs)]
+    assert attacks == ["fgsm", "pgd", "fgsm", "fgsm"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_words_of_the_profile_are_on_every_page(written, outputs, capsys, profile):
+    page, _, tex = pages(written(profile=profile), outputs)
+    assert f"Profile: {PROFILES[profile]}." in page
+    assert PROFILES[profile] in tex
+    assert f"({PROFILES[profile]})" in capsys.readouterr().out
+
+
+def test_a_shortened_table_says_so_in_capitals():
+    assert "SHORT SCHEDULE" in PROFILES["quick"]
+    assert "SMOKE" in PROFILES["smoke"]
+
+
+def test_deviations_and_findings_are_told(written, outputs):
+    page, _, _ = pages(written(deviations=["We differ\n  here."], findings=["We found this."]), outputs)
+    assert "## Where we differ from the paper\n\n- We differ here.\n" in page
+    assert "## Findings\n\n- We found this.\n" in page
+
+
+# What a table's YAML may say
+
+LABELS = [{"label": "a"}, {"label": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"typo": 1}, "typo"),
+        ({"rows": None}, "rows is missing"),
+        ({"title": None}, "title"),
+        ({"rows": [{"label": "x", "overides": []}]}, "overides"),
+        ({"rows": [{"overrides": []}]}, "label"),
+        ({"rows": ["plain"]}, "mapping, not str"),
+        ({"rows": LABELS}, "rows: expected labels that differ"),
+        ({"columns": LABELS}, "columns: expected labels that differ"),
+        ({"metric": "accuracy"}, "metric: expected one of robust_accuracy, clean_accuracy, got 'accuracy'"),
+        ({"columns": [{"label": "c", "metric": "mean"}, {"label": "d"}]}, "metric: expected one of .*, got 'mean'"),
+        ({"profile": "fast"}, "profile: expected one of paper, quick, smoke, got 'fast'"),
+        ({"exceptions": [{"row": "plain", "column": "PGD", "overrides": []}]}, "exceptions: expected .*'PGD'"),
+        ({"exceptions": [{"row": "plain", "column": "FGSM"}]}, "exceptions: expected row, column, overrides"),
+        ({"published": "Table 9"}, "published: expected kind"),
+        ({"published": {"kind": "approximate"}}, "published.kind: expected one of exact, claim, none, got 'approximate'"),
+        ({"published": {"kind": "exact", "source": "x"}}, "published.values: expected 2 rows of 2"),
+        ({"published": {"kind": "exact", "source": "x", "values": [[1, 2]]}}, r"published.values: expected 2 rows of 2, got \[2\]"),
+        ({"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3]]}}, r"published.values: expected 2 rows of 2, got \[2, 1\]"),
+        ({"published": {"kind": "exact", "source": "x", "values": [1, 2]}}, "published.values: expected 2 rows of 2"),
+        ({"published": {"kind": "exact", "source": "x", "values": [[1, "2"], [3, 4]]}}, "published.values: expected numbers .*, got '2'"),
+        ({"published": {"kind": "exact", "values": [[1, 2], [3, 4]]}}, "published.source: expected"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_key(written, tmp_path, changed, message):
+    name = written(**changed)
+    with pytest.raises(LabError, match=message) as error:
+        read_table(name)
+    assert str(tmp_path / "table" / "paper" / "grid.yaml") in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "rows: [", "- a\n- b\n", "title: ${nowhere}\n"])
+def test_a_file_that_is_no_table_is_named(written, tmp_path, text):
+    name = written()
+    path = tmp_path / "table" / "paper" / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(LabError, match=r"paper/grid\.yaml"):
+        read_table(name)
+
+
+def test_tables_are_chosen_by_name_or_glob(written):
+    written()
+    assert [table.name for table in chosen_tables([])] == ["paper/grid"]
+    for pattern in (["paper/grid"], ["paper/*"], ["*"], ["nothing/*", "*"][1:], "paper/grid"):
+        assert [table.name for table in chosen_tables(pattern)] == ["paper/grid"]
+
+
+@pytest.mark.parametrize("pattern", [["paper/other"], ["paper/grid", "x*"], "x"])
+def test_a_pattern_that_matches_nothing_lists_the_tables(written, pattern):
+    written()
+    with pytest.raises(LabError, match=r"tables: nothing matches '(paper/other|x.?)'; there are paper/grid"):
+        chosen_tables(pattern)
+
+
+# The tables of conf/table/
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_table_reads_and_its_cells_compose(name, tmp_path):
+    table = read_table(name)
+    cells = cells_of(table, tmp_path)
+    assert [(cell.row, cell.column) for cell in cells] == [(row.label, column.label) for row in table.rows for column in table.columns]
+    assert all(cell.record is None for cell in cells)
+    keys = [(cell.evaluation.run.fingerprint, cell.evaluation.fingerprint, cell.metric) for cell in cells]
+    assert len(set(keys)) == len(keys), "two cells show the same figure"
+    for cell in cells:
+        if table.profile != "smoke":
+            assert cell.cfg.dataset.train_size is None, "a paper's table trains on everything"
+
+
+def test_the_papers_sixteen_figures_of_efficient_defenses_table_1():
+    values = read_table("efficient_defenses/table1").published["values"]
+    assert [len(row) for row in values] == [4, 4, 4, 4]
+    path = PAPERS / "efficient_defenses.md"
+    if not path.exists():
+        pytest.skip(f"no {path}: the figures as they were read from the paper")
+    lines = iter(path.read_text().splitlines())
+    assert any(line.startswith("**Table 1**") for line in lines)
+    rows = {}
+    for line in lines:
+        entries = [entry.strip() for entry in line.strip("|").split("|")]
+        if re.fullmatch(r"(CNN|ResNet)\+B?ReLU", entries[0]):
+            rows[entries[0]] = [float(entry) for entry in entries[1:]]
+        if line.startswith("**"):
+            break
+    table = read_table("efficient_defenses/table1")
+    assert {row.label: list(figures) for row, figures in zip(table.rows, values, strict=True)} == rows
+    assert [column.label for column in table.columns] == list(rows)
+
+
+def test_table_1_of_efficient_defenses_is_white_box_on_its_diagonal_alone(tmp_path):
+    for cell in cells_of(read_table("efficient_defenses/table1"), tmp_path):
+        run, source = cell.evaluation.run, cell.evaluation.source
+        assert cell.evaluation.choices["attack"] == "fgsm_predicted"
+        assert (cell.evaluation.config["budget"]["norm"], cell.evaluation.config["budget"]["eps"]) == ("linf", 0.1)
+        names = {"CNN": "efficient_defenses_cnn", "ResNet": "efficient_defenses_resnet", "ReLU": "standard", "BReLU": "bounded_relu"}
+        for label, attacked in ((cell.column, run), (cell.row, source or run)):
+            backbone, activation = label.split("+")
+            assert (attacked.choices["backbone"], attacked.choices["defense"]) == (names[backbone], names[activation])
+            assert (attacked.choices["dataset"], attacked.choices["training"]) == ("mnist", "efficient_defenses")
+        assert (source is None) == (cell.row == cell.column)
