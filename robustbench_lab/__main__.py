@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from importlib import import_module
 
@@ -62,6 +63,8 @@ def job(cfg: DictConfig) -> None:
 
 def main() -> None:
     verb, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if "--help" in sys.argv or verb == "help":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a traceback
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
         return

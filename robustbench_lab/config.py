@@ -35,7 +35,7 @@ TARGETS = ("robustbench_lab.", "torch.optim.")
 HYDRA_VERSION_BASE = "1.3"
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
-NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget")}  # they change no weight
+NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
@@ -126,7 +126,7 @@ def plain(cfg: DictConfig, *keys: str) -> dict[str, Any]:
             content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
         except OmegaConfBaseException as error:
             raise LabError(f"{getattr(error, 'full_key', None) or key}: {str(error).splitlines()[0]}") from error
-        result[key] = with_fractions(content, key)
+        result[key] = content if key == "data" else with_fractions(content, key)  # a path such as 1/2 is no number
     return result
 
 

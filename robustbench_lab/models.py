@@ -198,8 +198,7 @@ def replace_modules(root: nn.Module, kind: type[nn.Module], make: Callable[[nn.M
 def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]] | None:
     """A traced copy without the BatchNorm layers that follow a convolution, and their (convolution, BatchNorm) names.
 
-    None if the network cannot be traced, or holds layers whose eval-mode output is random (a copy would hide their noise from no one, but
-    their draws must stay where the defense put them).
+    None if the network cannot be traced.
     """
     original = copy.deepcopy(network).eval()
     try:
@@ -237,12 +236,10 @@ class FastCopy(nn.Module):
     copies the weights anew, which costs far less than one forward pass.
     """
 
-    def __init__(self, fronts: nn.Module, graph: nn.Module, pairs: list[tuple[str, str]], passes: int) -> None:
+    def __init__(self, graph: nn.Module, pairs: list[tuple[str, str]]) -> None:
         super().__init__()
-        self.fronts = fronts
         self.graph = graph
         self.pairs = pairs
-        self.passes = passes
         self.run: nn.Module | Callable[[Tensor], Tensor] = graph
         self.own_loss: PerImageLoss = cross_entropy
         self.dtype = torch.float32
@@ -251,10 +248,12 @@ class FastCopy(nn.Module):
 
     @classmethod
     def of(cls, model: Defended, precision: str, channels_last: bool, compiled: bool) -> FastCopy | None:
-        folded = _folded_graph(model.network)
-        if folded is None or model.passes != 1 or model.stochastic or len(model.fronts):
+        if len(model.fronts) or model.passes != 1 or model.stochastic:
             return None  # fronts and draws stay where the defense put them
-        fast = cls(model.fronts, *folded, passes=model.passes)
+        folded = _folded_graph(model.network)
+        if folded is None:
+            return None
+        fast = cls(*folded)
         fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for module in fast.graph.modules():

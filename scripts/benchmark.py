@@ -18,6 +18,8 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from robustbench_lab.config import build, compose, plain
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.models import Classifier, Defended, Normalise
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.records import provenance
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -121,14 +124,24 @@ def train(args: argparse.Namespace) -> None:
     rows["floor, fast copy, fp32"] = floor(args, x, y, "fp32", "fp32", fast=True)
     rows["floor, fast copy, bf16"] = floor(args, x, y, "bf16", "bf16", fast=True)
     seconds = timed(rows, args.repeats, args.device)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"PGD-{args.steps} adversarial training, {args.backbone}, batch {args.batch}, {device}, torch {torch.__version__}"
-          f"{', compiled' if args.compile else ''}; best of {args.repeats}\n")  # fmt: skip
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    compiled = ", ours compiled" if args.compile else ""
+    print(f"# One step of PGD-{args.steps} adversarial training: {args.backbone}, batch {args.batch}{compiled}\n")
+    print(f"{device}, torch {torch.__version__}, commit {provenance(device)['commit']}; best of {args.repeats} turns.\n")
     base = seconds["plain loop (fp32)"]
     print("| one training step          | seconds | images/s | times faster than the plain loop |")
     print("|----------------------------|---------|----------|----------------------------------|")
     for name, value in seconds.items():
         print(f"| {name:<26} | {value:7.3f} | {args.batch / value:8.1f} | {base / value:32.2f} |")
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def timed(rows: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:

@@ -150,9 +150,7 @@ def test_parameters_of_the_efficient_defenses_cnn_on_mnist() -> None:
     assert parameters(build("efficient_defenses_cnn", 10, 1, 28)) == CONV1 + CONV2 + conv3 + head
 
 
-@pytest.mark.parametrize(
-    ("name", "kernel"), [("efficient_defenses_resnet", 1), ("efficient_defenses_resnet_released", 3)]
-)
+@pytest.mark.parametrize(("name", "kernel"), [("efficient_defenses_resnet", 1), ("efficient_defenses_resnet_released", 3)])
 def test_parameters_of_the_efficient_defenses_resnet_on_mnist(name: str, kernel: int) -> None:
     block = (64 * 128 + 64) + (64 * (64 * kernel * kernel) + 64) + (128 * 64 + 128)
     head = 10 * (128 * 1 * 1) + 10  # 5x5 maps, max-pooled by 3 with stride 3: one pixel

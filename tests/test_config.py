@@ -346,7 +346,7 @@ def test_an_installed_copy_finds_the_conf_inside_the_package(tmp_path):
         shutil.copytree(root / "robustbench_lab", site / "robustbench_lab", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(root / "conf", site / "robustbench_lab" / "conf")
     assert sorted(path.relative_to(site / "robustbench_lab" / "conf") for path in (site / "robustbench_lab" / "conf").rglob("*.yaml")) == [
-        path.relative_to(CONF) for path in FILES
+        path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml"))
     ]
     code = f"import sys; sys.path.insert(0, {str(site)!r}); from robustbench_lab.__main__ import main; sys.argv[1:] = sys.argv[2:]; main()"
     elsewhere = tmp_path / "elsewhere"

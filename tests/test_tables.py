@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,25 @@ def test_what_is_missing_is_a_dash_with_the_commands_that_fill_it(written, outpu
     assert rows[3]["ours"] == rows[3]["n"] == rows[3]["record"] == ""
     assert r"LS\_0.9 & - & - \\" in tex
     missing = page.partition("## Missing cells")[2]
-    train = "python -m robustbench_lab train 'backbone=small_cnn' 'defense=label_smoothing'"
-    evaluate = "python -m robustbench_lab evaluate 'backbone=small_cnn' 'attack=fgsm' 'defense=label_smoothing'"
+    train = "python -m robustbench_lab train backbone=small_cnn defense=label_smoothing"
+    evaluate = "python -m robustbench_lab evaluate backbone=small_cnn attack=fgsm defense=label_smoothing"
     assert f"- LS_0.9, FGSM: `{train}`, then `{evaluate}`" in missing
     assert "plain" not in missing.partition("## Provenance")[0]
+
+
+def test_a_missing_transfer_cell_names_the_attackers_run_too(written, outputs):
+    rows = [{"label": "crafted", "overrides": ["threat_model=black_transfer", "threat_model.overrides=[seed=7,backbone=mlp]"]}]
+    name = written(rows=rows, published={"kind": "none"})
+    missing = pages(name, outputs)[0].partition("## Missing cells")[2]
+    assert "`python -m robustbench_lab train seed=7 backbone=mlp`, then `python -m robustbench_lab train " in missing
+
+
+def test_findings_name_their_figures(written, outputs):
+    name = written(findings=["FGSM leaves {ours: plain / FGSM}, paper {paper: plain / FGSM}."])
+    fill(cells_of(read_table(name), outputs)[1], outputs, 9, 8)
+    assert "- FGSM leaves 80.00, paper 30.00." in pages(name, outputs)[0]
+    with pytest.raises(LabError, match="which is no cell of the table"):
+        pages(written(findings=["{ours: plain / nothing}"]), outputs)
 
 
 def test_an_empty_table_is_all_dashes(written, outputs):
@@ -304,10 +320,15 @@ def test_a_pattern_that_matches_nothing_lists_the_tables(written, pattern):
 # The tables of conf/table/
 
 
+@cache
+def composed(name: str) -> list[Cell]:
+    return cells_of(read_table(name), Path("/nowhere"))
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_every_table_reads_and_its_cells_compose(name, tmp_path):
+def test_every_table_reads_and_its_cells_compose(name):
     table = read_table(name)
-    cells = cells_of(table, tmp_path)
+    cells = composed(name)
     assert [(cell.row, cell.column) for cell in cells] == [(row.label, column.label) for row in table.rows for column in table.columns]
     assert all(cell.record is None for cell in cells)
     keys = [(cell.evaluation.run.fingerprint, cell.evaluation.fingerprint, cell.metric) for cell in cells]
@@ -337,8 +358,8 @@ def test_the_papers_sixteen_figures_of_efficient_defenses_table_1():
     assert [column.label for column in table.columns] == list(rows)
 
 
-def test_table_1_of_efficient_defenses_is_white_box_on_its_diagonal_alone(tmp_path):
-    for cell in cells_of(read_table("efficient_defenses/table1"), tmp_path):
+def test_table_1_of_efficient_defenses_is_white_box_on_its_diagonal_alone():
+    for cell in composed("efficient_defenses/table1"):
         run, source = cell.evaluation.run, cell.evaluation.source
         assert cell.evaluation.choices["attack"] == "fgsm_predicted"
         assert (cell.evaluation.config["budget"]["norm"], cell.evaluation.config["budget"]["eps"]) == ("linf", 0.1)

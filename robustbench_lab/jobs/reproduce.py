@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     for table in tables:
         write(table, cells_of(table, output_root), output_root)
     if failed:
-        raise LabError(f"{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed))
+        raise LabError(f"{len(failed)} of the jobs failed:\n" + "\n".join(f"- {line}" for line in failed))
 
 
 def _distinct(cells: list[Cell]) -> dict[str, tuple[Cell, Run]]:
@@ -47,6 +47,7 @@ def _work(cfg: DictConfig, missing: list[Cell], runs: dict[str, tuple[Cell, Run]
     from robustbench_lab.jobs.train import train
 
     failed = []
+    untrained: set[str] = set()
     done: set[tuple[str, str]] = set()
     for cell, run in runs.values():
         try:
@@ -54,10 +55,11 @@ def _work(cfg: DictConfig, missing: list[Cell], runs: dict[str, tuple[Cell, Run]
         except Exception as error:  # any failure is that job's own; the others go on
             log.error("failed: %s: %s", run.name, error)
             failed.append(f"train {run.name}: {error}")
+            untrained.add(run.fingerprint)
     for cell in missing:
         evaluation: Evaluation = cell.evaluation
         name = (evaluation.run.fingerprint, evaluation.fingerprint)
-        if name in done:
+        if name in done or untrained & {evaluation.run.fingerprint, evaluation.source.fingerprint if evaluation.source else ""}:
             continue
         done.add(name)
         try:

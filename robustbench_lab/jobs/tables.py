@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -13,7 +15,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from robustbench_lab.config import CONF, Evaluation, compose, evaluation_of, merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
@@ -45,7 +47,8 @@ class Table:
     """A table's grid, layout and published figures, as conf/table/<paper>/<table>.yaml describes them.
 
     exceptions: cells that take further words. published: kind (exact, claim or none), source, and for exact figures `values`, in percent,
-    a row each, null where the paper has none. deviations: where we knowingly differ. findings: what the measured figures say.
+    a row each, null where the paper has none. deviations: where we knowingly differ. findings: what the measured figures say; figures
+    in both are named, not typed: {ours: row / column}, {paper: row / column}.
     """
 
     name: str
@@ -189,6 +192,8 @@ def find_record(evaluation: Evaluation, output_root: Path) -> tuple[dict[str, An
         return None, None
     try:
         record = read_record(path)
+        if record.get("fingerprint") != evaluation.fingerprint:
+            return None, f"{path} is the record of another evaluation; evaluate again with force=true"
         for part, run in (("run", evaluation.run), ("source", evaluation.source)):
             if run is not None:
                 trained = read_json(run.folder(output_root) / RUN_FILE)
@@ -247,7 +252,7 @@ def markdown(table: Table, cells: list[Cell]) -> str:
         lines += [f"Published figures: {kind}, {table.published['source']}.", ""]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
         if entries:
-            lines += [f"## {name}", "", *(f"- {' '.join(entry.split())}" for entry in entries), ""]
+            lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]
     missing = [cell for cell in cells if cell.record is None]
     if missing:
         lines += ["## Missing cells", "", *(_how_to_fill(cell) for cell in missing), ""]
@@ -255,14 +260,29 @@ def markdown(table: Table, cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
+def with_figures(text: str, cells: Sequence[Cell]) -> str:
+    """Prose with its figures put in: {ours: row / column} and {paper: row / column}, so that none is typed by hand."""
+    figures = {}
+    for cell in cells:
+        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value)
+        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published)
+
+    def figure(match: re.Match[str]) -> str:
+        if match[1] not in figures:
+            raise LabError(f"a finding or deviation names {match[0]}, which is no cell of the table")
+        return figures[match[1]]
+
+    return re.sub(r"\{((?:ours|paper): [^{}]+)\}", figure, text)
+
+
 def _how_to_fill(cell: Cell) -> str:
     reason = f" ({cell.problem})" if cell.problem else ""
-    train = " ".join(f"'{o}'" for o in train_overrides(cell.overrides))
-    evaluate = " ".join(f"'{o}'" for o in cell.overrides)
-    return (
-        f"- {cell.row}, {cell.column}{reason}: `python -m robustbench_lab train {train}`, "
-        f"then `python -m robustbench_lab evaluate {evaluate}`"
-    )
+    run = train_overrides(cell.overrides)
+    jobs = [("train", run), ("evaluate", cell.overrides)]
+    if cell.evaluation.source is not None:
+        jobs.insert(0, ("train", merged_overrides(run, cell.evaluation.config["threat_model"]["overrides"])))
+    commands = [f"`python -m robustbench_lab {verb} {' '.join(map(shlex.quote, words))}`" for verb, words in jobs]
+    return f"- {cell.row}, {cell.column}{reason}: {', then '.join(commands)}"
 
 
 def _provenance(cells: list[Cell]) -> list[str]:

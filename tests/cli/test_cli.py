@@ -171,7 +171,7 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
         "distance": np.float64,
     }
     clean, robust = int(outcome["clean"].sum()), int(outcome["robust"].sum())
-    assert clean > 4, "a model that is no better than chance tests nothing here"
+    assert clean > 20, "a model that is near chance would test nothing here"
     assert (record["clean_correct"], record["robust_correct"], record["attacked"]) == (clean, robust, clean)
     assert (record["clean_accuracy"], record["robust_accuracy"]) == (clean / 40, robust / 40)
     assert record["clean_interval"] == pytest.approx(wilson(clean, 40))
@@ -234,8 +234,8 @@ def test_test_size_and_attack_seed_name_the_evaluation(lab, trained, tiny):
         found[record["n"], record["config"]["attack_seed"]] = path
     assert set(found) == {(40, 0), (40, 1), (30, 0)}
     distances = [np.load(found[key].with_name("outcome.npz"))["distance"] for key in ((40, 0), (40, 1))]
-    both = ~np.isnan(distances[0])
-    assert (distances[0][both] != distances[1][both]).all(), "another seed draws other starts"
+    attacked = ~np.isnan(distances[0])  # the largest of 64 changes, cut off at eps: some may agree
+    assert (distances[0] != distances[1])[attacked].mean() > 0.5, "another seed draws other starts"
 
 
 def test_numbers_written_in_two_ways_name_one_run(lab, outputs, tiny):
@@ -257,7 +257,7 @@ def test_evaluate_of_a_missing_run_names_the_nearest(lab, outputs, trained, tiny
     assert "Traceback" not in ended.err
     first, second = ended.err.index(trained.name), ended.err.index("digits-small_cnn-label_smoothing-s5")
     assert first < second, "the run that differs least comes first"
-    assert "training.batch_size: 64 != 32" in ended.err
+    assert "training.batch_size: 20 != 32" in ended.err
     assert "seed: 5 != 0" in ended.err
     assert "test_size" not in ended.err
     assert snapshot(outputs) == before
@@ -383,10 +383,9 @@ def test_reproduce_goes_on_after_a_failing_job_and_ends_with_a_list(lab, outputs
     small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", rows))
     ended = lab("reproduce")
     assert ended.status == 2
-    head, _, listed = ended.err.rpartition("jobs failed:")
-    assert head.endswith("error: 2 ")
+    head, _, listed = ended.err.rpartition("of the jobs failed:")
+    assert head.endswith("error: 1 "), "the evaluation that the failed training leaves without a model is no second failure"
     assert "not finite in epoch 1" in listed
-    assert "no finished run" in listed
     page = (outputs / "tables" / "paper" / "small.md").read_text()
     (path,) = outputs.glob("runs/*/evaluate/*/record.json")
     assert f"{100 * json.loads(path.read_text())['robust_accuracy']:.2f}" in page
@@ -406,7 +405,7 @@ def test_an_unknown_table_lists_the_tables(lab, outputs, small_table):
 
 
 def test_ctrl_c_stops_with_130_and_the_run_goes_on_later(start, lab, outputs, tiny):
-    command = ["train", *tiny, "training.epochs=8", "dataset.train_size=1000", "defense=fm", "defense.start_epoch=0"]
+    command = ["train", *tiny, "training.epochs=8", "dataset.train_size=600", "defense=fm", "defense.start_epoch=0"]
     process = start(*command)
     while not (paths := list(outputs.glob("runs/*/metrics.jsonl"))) and process.poll() is None:
         time.sleep(0.01)

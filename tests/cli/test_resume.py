@@ -10,11 +10,13 @@ import torch
 
 from robustbench_lab import evaluation
 from robustbench_lab.checkpoints import read_tensors
+from robustbench_lab.jobs import train
+from robustbench_lab.training import State
 
-EPOCHS = 6
+EPOCHS = 5
 SLOW = [
-    "backbone=small_cnn", f"training.epochs={EPOCHS}", "dataset.train_size=1000", "defense=fm", "defense.start_epoch=0", "device=cpu",
-]  # fmt: skip  # FM's inner PGD starts at random points, tied to images; the recipe has momentum; an epoch lasts about half a second
+    "backbone=small_cnn", f"training.epochs={EPOCHS}", "dataset.train_size=600", "defense=fm", "defense.start_epoch=0", "device=cpu",
+]  # fmt: skip  # FM's inner PGD starts at random points, tied to images; the recipe has momentum; an epoch lasts some 0.3 s
 
 
 def epochs_in(folder: Path) -> list[int]:
@@ -37,7 +39,7 @@ def test_killed_in_the_middle_of_an_epoch_training_ends_at_the_same_weights(star
     killed = start("train", *SLOW)
     metrics = wait_for("runs/*/metrics.jsonl", outputs, killed)
     folder = metrics.parent
-    time.sleep(0.15)  # into the next epoch
+    time.sleep(0.1)  # into the next epoch
     killed.kill()
     assert killed.wait() == -9
     done = epochs_in(folder)
@@ -73,6 +75,23 @@ def test_stopped_between_checkpoint_and_metrics_no_epoch_is_lost(lab, interrupte
     assert lab_in(tmp_path / "whole", "train", *tiny).status == 0
     reference = tmp_path / "whole" / "runs" / interrupted.name
     assert same(*(read_tensors(folder / "model.safetensors")[0] for folder in (interrupted, reference)))
+
+
+def test_stopped_between_the_last_checkpoint_and_its_metrics_no_epoch_is_lost(lab, outputs, tiny, monkeypatch):
+    write_metrics = train._write_metrics
+
+    def stop_at_the_last(folder: Path, state: State) -> None:
+        if state.epoch == 3:
+            raise KeyboardInterrupt
+        write_metrics(folder, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_write_metrics", stop_at_the_last)
+        assert lab("train", *tiny).status == 130
+    (folder,) = outputs.glob("runs/*")
+    assert epochs_in(folder) == [1, 2]
+    assert lab("train", *tiny).status == 0
+    assert epochs_in(folder) == [1, 2, 3]
 
 
 def test_stopped_after_the_last_epoch_training_only_finishes(lab, outputs, tiny, monkeypatch):

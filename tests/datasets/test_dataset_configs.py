@@ -58,9 +58,7 @@ def test_images_labels_and_ids(name: str, split: str, make_dataset: Make, small_
 
 
 @every_config
-def test_reading_is_deterministic_and_leaves_the_global_random_state(
-    name: str, make_dataset: Make, small_root: Path
-) -> None:
+def test_reading_is_deterministic_and_leaves_the_global_random_state(name: str, make_dataset: Make, small_root: Path) -> None:
     before = torch.get_rng_state()
     once, again = (load(make_dataset(name, train_size=20), "train", small_root) for _ in range(2))
     list(once.batches(torch.arange(20), 20))

@@ -156,9 +156,7 @@ def test_download_is_asked_of_torchvision(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_two_processes_download_once(
-    make_dataset: Make, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_download_once(make_dataset: Make, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, root, log = make_dataset("mnist"), tmp_path / "shared", tmp_path / "log"
 
     def fetch(self: Any, split: str, folder: Path) -> None:
@@ -191,9 +189,7 @@ def test_data_that_are_there_need_no_lock(make_dataset: Make, small_root: Path) 
 
 
 @every_published
-def test_torchvision_that_does_not_fit_torch(
-    name: str, make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchvision_that_does_not_fit_torch(name: str, make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = builtins.__import__
 
     def broken(module: str, *args: Any, **kwargs: Any) -> Any:
