@@ -13,15 +13,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from robustbench_lab.config import compose, project_path
+from robustbench_lab.config import compose, plain, project_path
 from robustbench_lab.jobs.tables import cells_of, read_table
 
 
-def publish(name: str, suffix: str, allow_changes: bool) -> Path:
-    output_root = Path(OmegaConf.to_container(compose("tables", [])[0], resolve=True)["output_root"])  # type: ignore[index,call-overload,arg-type]
-    target = Path(project_path("outputs/reference")) / (name + (f"-{suffix}" if suffix else ""))
+def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
+    output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
+    target = reference / (name + (f"-{suffix}" if suffix else ""))
     cells = cells_of(read_table(name), output_root)
     if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.record is None]:
         raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run make reproduce-tables TABLES={name}")
@@ -51,4 +49,4 @@ if __name__ == "__main__":
     parser.add_argument("--suffix", default="", help="for figures of another machine, such as a GPU's name")
     parser.add_argument("--allow-changes", action="store_true", help="take records that were made with uncommitted changes")
     args = parser.parse_args()
-    print(publish(args.table, args.suffix, args.allow_changes))
+    print(publish(args.table, args.suffix, args.allow_changes, Path(project_path("outputs/reference"))))
