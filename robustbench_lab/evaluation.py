@@ -25,6 +25,11 @@ from robustbench_lab.threats import Budget, ThreatModel
 SAVE_EVERY = 30.0  # seconds between partial outcomes
 
 
+NO_GRADIENT = (
+    "threat_model.sees=queries gives no gradient, but the attack asks for one; choose an attack that only queries, or threat_model=white"
+)
+
+
 class _NoGradient(torch.autograd.Function):
     """The identity, whose gradient is an error."""
 
@@ -34,10 +39,7 @@ class _NoGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, None]:
-        raise LabError(
-            "threat_model.sees=queries gives no gradient, but the attack asked for one; choose an attack that only queries, or "
-            "threat_model=white"
-        )
+        raise LabError(NO_GRADIENT)
 
 
 class Queries(nn.Module):
@@ -76,6 +78,12 @@ class Counted(nn.Module):
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_images += len(gradient)
+
+
+def check_view(threat_model: ThreatModel, attack: Attack) -> None:
+    """Stop, before anything is loaded, if the attack needs what the threat model hides."""
+    if threat_model.sees == "queries" and attack.needs_gradients:
+        raise LabError(NO_GRADIENT)
 
 
 def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defended | None, undefended: bool) -> nn.Module:

@@ -24,7 +24,7 @@ from robustbench_lab.config import (
 )
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, attacker_view, evaluate
+from robustbench_lab.evaluation import Outcome, attacker_view, check_view, evaluate
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
 from robustbench_lab.records import (
     RECORD_FILE,
@@ -56,6 +56,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     output_root = Path(cfg.output_root).absolute()
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
+    check_view(threat_model, attack)
     require(isinstance(cfg.batch_size, int) and cfg.batch_size >= 1, "batch_size", "a whole number >= 1", cfg.batch_size)
     digests = {"run": _digest(evaluation.run, output_root)}
     if evaluation.source is not None:
