@@ -43,7 +43,8 @@ benchmark: $(VENV)/.installed-run  ## time one adversarial-training step against
 measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training and FM, ResNet-18, full CIFAR-10, short recipe, and the benchmark; needs a CUDA GPU
 	$(RUN) reproduce 'tables=[quick/cifar10_resnet18]' device=cuda
 	$(VENV)/bin/python scripts/publish_reference.py quick/cifar10_resnet18 --suffix "$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')"
-	$(VENV)/bin/python scripts/benchmark.py train --backbone resnet18 --batch 256 --device cuda --compile | tee outputs/reference/benchmark/train-gpu.md
+	$(VENV)/bin/python scripts/benchmark.py train --backbone resnet18 --batch 256 --device cuda --compile > outputs/.benchmark
+	mv outputs/.benchmark "outputs/reference/benchmark/train-$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-').md"
 
 clean:  ## remove caches and the virtual environment; results in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -78,7 +78,7 @@ def main() -> None:
     try:
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last complete step that was saved", file=sys.stderr)
+        print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
         raise SystemExit(130) from None
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)

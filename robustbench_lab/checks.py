@@ -31,7 +31,7 @@ def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> li
                 "eot_samples": record["config"]["attack"].get("eot_samples", 1),
             }
         )
-    if record["config"]["threat_model"]["sees"] in ("twin", "substitute"):
+    if record["source"] is not None and record["source"]["fingerprint"] != record["run"]["fingerprint"]:
         found.append(
             {
                 "code": "transfer_only",

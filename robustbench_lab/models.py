@@ -135,6 +135,11 @@ class Defended(nn.Module):
         learned = [front for front in self.fronts if front.learned]
         return Defended(self.network, learned, self.passes, self.stochastic, self.own_loss)  # type: ignore[arg-type]
 
+    @property
+    def fast_copy(self) -> FastCopy | None:
+        """The copy that `frozen` hands out, if one is attached."""
+        return self._fast[0] if self._fast else None
+
     def attach_fast_copy(self, precision: str = "fp32", channels_last: bool = True, compiled: bool = False) -> None:
         """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced keeps the plain one."""
         self._fast.clear()
@@ -146,12 +151,24 @@ class Defended(nn.Module):
 @contextmanager
 def full_precision() -> Iterator[None]:
     """float32 that is float32: no TF32 on GPUs, whatever the defaults are."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def searched_kernels() -> Iterator[None]:
+    """Let cuDNN try its convolution kernels once per shape and keep the fastest: pays where shapes repeat, as in training."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -160,8 +177,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
     Modes and flags are restored on leaving, module by module. For searches only: Deep Defense needs parameter gradients through the search.
     """
-    if isinstance(model, Defended) and model._fast:
-        fast = model._fast[0]
+    if isinstance(model, Defended) and (fast := model.fast_copy) is not None:
         fast.refresh(model)
         with torch.autocast(fast.device_type, enabled=False):  # its precision is its own, not that of the training pass around it
             yield fast
@@ -262,7 +278,7 @@ class FastCopy(nn.Module):
         fast.graph.to(memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         fast.own_loss = model.own_loss
         fast.device_type = next(model.parameters()).device.type
-        fast.run = torch.compile(fast.graph) if compiled else fast.graph
+        fast.run = torch.compile(fast.graph, dynamic=False) if compiled else fast.graph
         try:
             fast.refresh(model)
         except KeyError:  # a tensor that is in no state_dict: the plain network is always right

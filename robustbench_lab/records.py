@@ -6,6 +6,7 @@ evaluation's last file means that it is finished.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -140,8 +141,8 @@ def provenance(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "platform": platform.platform(),
-        "commit": _commit(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": commit(),
         "command": " ".join(["python -m", *sys.argv]) if sys.argv[0].startswith("robustbench_lab ") else None,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -154,15 +155,24 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, with "+changes" where it was edited; None outside a checkout."""
+@functools.cache
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, with "+changes" where code or configs were edited or added.
+
+    None outside a checkout. Read once, and first when a job starts: what is edited later did not make its result.
+    """
     here = Path(__file__).resolve().parent.parent
+    if not (here / "conf").is_dir():  # installed: the repository around it, if any, is not this one
+        return None
+    questions = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "robustbench_lab", "conf", "pyproject.toml"])
     try:
-        run = [subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-               for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])]  # fmt: skip
+        head, changes = (
+            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for words in questions
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return run[0] + ("+changes" if run[1] else "")
+    return head + ("+changes" if changes else "")
 
 
 @contextmanager
@@ -176,6 +186,8 @@ def locked(folder: Path, say: Any = print) -> Iterator[None]:
         except Timeout:
             say(f"another process works in {folder}; waiting for it to finish")
             lock.acquire()
+        for partial in folder.glob(".*.partial"):  # of a process that was killed while it wrote
+            partial.unlink(missing_ok=True)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended, full_precision
+from robustbench_lab.models import Defended, full_precision, searched_kernels
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import ImageRandom, stable_hash
 from robustbench_lab.threats import is_number, require
@@ -148,7 +148,8 @@ def fit(
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     if recipe.compile:
-        model.network.compile()
+        torch.compiler.reset()  # a sweep trains many models in one process, and dynamo keeps only so many versions of a function
+        model.network.compile(dynamic=False)  # a smaller last batch gets kernels of its own, and does not slow the others
     model.attach_fast_copy(recipe.attack_precision, recipe.channels_last, recipe.compile)
     players = defense.players(model)
     optimizers = {player.name: recipe.optimizer(list(player.parameters)) for player in players}
@@ -158,7 +159,11 @@ def fit(
     visits = len(train) * defense.copies
     steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
 
-    with progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar, full_precision():
+    with (
+        progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar,
+        full_precision(),
+        searched_kernels(),
+    ):
         while not state.finished(recipe):
             epoch, started = state.epoch, time.perf_counter()
             torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images

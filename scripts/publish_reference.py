@@ -3,8 +3,9 @@
 
     python scripts/publish_reference.py efficient_defenses/table1 [--suffix nvidia-h200]
 
-Takes the table's .md, .csv and .tex, and for each run and evaluation behind its cells run.json, metrics.jsonl, record.json and outcome.npz
-(not the weights). Stops if a cell is missing, or if the table was written with uncommitted changes in the code.
+Writes the table's .md, .csv and .tex anew from the records, and copies for each run and evaluation behind its cells run.json,
+metrics.jsonl, record.json and outcome.npz (not the weights). Stops if a cell is missing, or if a model was trained or attacked with
+uncommitted changes in the code.
 """
 
 from __future__ import annotations
@@ -14,24 +15,29 @@ import shutil
 from pathlib import Path
 
 from robustbench_lab.config import compose, plain, project_path
-from robustbench_lab.jobs.tables import cells_of, read_table
+from robustbench_lab.jobs.tables import cells_of, read_table, write
+from robustbench_lab.records import RUN_FILE, read_json
 
 
 def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
     output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
     target = reference / (name + (f"-{suffix}" if suffix else ""))
-    cells = cells_of(read_table(name), output_root)
+    table = read_table(name)
+    cells = cells_of(table, output_root)
     if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.record is None]:
         raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run make reproduce-tables TABLES={name}")
-    if not allow_changes and any("+changes" in str(cell.record["commit"]) for cell in cells if cell.record):
+    runs = {run.fingerprint: run for cell in cells for run in (cell.evaluation.run, cell.evaluation.source) if run}
+    made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
+    if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
+    write(table, cells, output_root)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for kind in ("md", "csv", "tex"):
         shutil.copy(output_root / "tables" / f"{name}.{kind}", target)
+    for run in runs.values():
+        copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
     for cell in cells:
-        for run in filter(None, (cell.evaluation.run, cell.evaluation.source)):
-            copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
         folder = cell.evaluation.folder(output_root)
         copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz"))
     return target

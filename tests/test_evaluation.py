@@ -299,8 +299,13 @@ def test_the_white_box_goes_through_the_front(built: Callable[..., Any]) -> None
 # Warnings
 
 
-def record(accuracy: float = 0.9, sees: str = "defended", **attack: int) -> dict[str, Any]:
-    return {"clean_accuracy": accuracy, "config": {"attack": attack, "threat_model": {"sees": sees}}}
+def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, **attack: int) -> dict[str, Any]:
+    return {
+        "clean_accuracy": accuracy,
+        "config": {"attack": attack, "threat_model": {"sees": sees}},
+        "run": {"fingerprint": "this"},
+        "source": None if source is None else {"fingerprint": source},
+    }
 
 
 @pytest.mark.parametrize(
@@ -312,8 +317,9 @@ def record(accuracy: float = 0.9, sees: str = "defended", **attack: int) -> dict
         (record(eot_samples=1), True, ["random_output_one_draw"]),
         (record(), True, ["random_output_one_draw"]),
         (record(eot_samples=8), True, []),
-        (record(sees="twin"), False, ["transfer_only"]),
-        (record(0.05, sees="substitute"), False, ["collapsed", "transfer_only"]),
+        (record(sees="twin", source="other"), False, ["transfer_only"]),
+        (record(sees="twin", source="this"), False, []),  # the twin of an undefended run is that run: the attacker saw it
+        (record(0.05, sees="substitute", source="other"), False, ["collapsed", "transfer_only"]),
         (record(sees="queries"), False, []),
     ],
 )

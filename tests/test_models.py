@@ -80,7 +80,7 @@ def output_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def assert_same_function(model: Defended, x: Tensor) -> None:
     """What `frozen` hands out computes the plain eval-mode model, and its gradient."""
     with frozen(model) as fast:
-        assert fast is model._fast[0]
+        assert fast is model.fast_copy
         found, gradient = output_and_gradient(fast, x)
     was_training = model.training
     expected, expected_gradient = output_and_gradient(model.eval(), x)
@@ -199,8 +199,8 @@ def test_frozen_restores_every_mode_and_flag(fails: bool) -> None:
 def test_fast_copy_is_the_plain_model(bias: bool, channels_last: bool) -> None:
     model, x = lived_in(Net(bias)).train(), images()
     model.attach_fast_copy(channels_last=channels_last)
-    assert len(model._fast[0].pairs) == 2
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in model._fast[0].modules())
+    assert len(model.fast_copy.pairs) == 2
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.fast_copy.modules())
     assert_same_function(model, x)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

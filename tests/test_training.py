@@ -448,3 +448,55 @@ def test_players_keep_their_own_optimizer_state_when_resumed(data: ImageSet) -> 
 def test_wrong_recipes(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(LabError, match=rf"^{key}: expected "):
         recipe(**changes)
+
+
+# Precision, layout, compilation, device
+
+
+KNOBS = {
+    "bf16": {"precision": "bf16", "attack_precision": "bf16"},
+    "channels_last": {"channels_last": True},
+    "both": {"precision": "bf16", "attack_precision": "bf16", "channels_last": True},
+}
+
+
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_other_precisions_and_layouts_learn_and_resume_at_the_same_weights(
+    knobs: dict[str, Any], data: ImageSet, tiny_net: Callable[..., Defended], built: Callable[..., Any]
+) -> None:
+    defense, how, states = built("defense", "adversarial_training", "defense.attack.steps=2"), recipe(**knobs), []
+    whole = fit(defense, tiny_net(), data, how, 0, save=states.append)
+    resumed = fit(defense, tiny_net(), data, how, 0, states[1])
+    assert same(whole.model, resumed.model)
+    assert all(tensor.is_contiguous() and tensor.dtype != torch.bfloat16 for tensor in whole.model.values())
+    assert whole.history[-1]["loss_model"] < whole.history[0]["loss_model"]
+
+
+def test_compiled_training_is_the_same_training(
+    data: ImageSet, tiny_net: Callable[..., Defended], built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through dynamo, but without a compiler: what the compiler makes of the graph is torch's own."""
+    compiled = []
+
+    def eager(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return torch_compile(function, **{**options, "backend": "eager"})
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", eager)
+    defense, model = built("defense", "adversarial_training", "defense.attack.steps=2"), tiny_net()
+    fast = fit(defense, model, data, recipe(epochs=2, compile=True), 0)
+    assert len(compiled) == 2, "the network and its fast copy"
+    plain = fit(defense, tiny_net(), data, recipe(epochs=2), 0)
+    assert fast.model.keys() == plain.model.keys()
+    for name, tensor in plain.model.items():
+        torch.testing.assert_close(fast.model[name], tensor, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("knobs", [{}, *KNOBS.values(), {"compile": True}], ids=["plain", *KNOBS, "compiled"])
+def test_training_on_a_gpu(knobs: dict[str, Any], data: ImageSet, tiny_net: Callable[..., Defended], built: Callable[..., Any]) -> None:
+    defense = built("defense", "adversarial_training", "defense.attack.steps=2")
+    state = fit(defense, tiny_net().cuda(), data.to("cuda"), recipe(**knobs), 0)
+    assert all(tensor.device.type == "cpu" for tensor in state.model.values())
+    assert state.history[-1]["loss_model"] < state.history[0]["loss_model"]

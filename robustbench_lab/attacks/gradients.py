@@ -32,7 +32,7 @@ def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), y, reduction="none").sum(dim=1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "kl": kl_divergence}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Attack(ABC):
 class GradientAttack(Attack):
     """An attack that climbs a loss.
 
-    loss: ce, margin, kl, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
+    loss: ce, margin, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
     labels: ground_truth, or predicted (the model's own predictions: no label leaking).
     eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
     """

@@ -30,6 +30,7 @@ from robustbench_lab.records import (
     RECORD_FILE,
     RUN_FILE,
     SCHEMA,
+    commit,
     locked,
     provenance,
     read_arrays,
@@ -53,6 +54,7 @@ def main(cfg: DictConfig) -> None:
 
 def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     """The folder of the finished evaluation, which is made, or resumed, if it has to be."""
+    commit()
     output_root = Path(cfg.output_root).absolute()
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
@@ -65,10 +67,10 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     if not cfg.force and _finished(folder, digests):
         return folder
     device = device_of(cfg.device)
-    dataset, defended, defense, _ = load_run(evaluation.run, evaluation.run.folder(output_root), device)
+    dataset, defended, defense = load_run(evaluation.run, evaluation.run.folder(output_root), device)
     source = None
     if evaluation.source is not None:
-        _, source, _, _ = load_run(evaluation.source, evaluation.source.folder(output_root), device)
+        _, source, _ = load_run(evaluation.source, evaluation.source.folder(output_root), device)
     view = attacker_view(threat_model, defended, source, undefended=type(defense) is Defense)
     where = plain(cfg, "data")["data"]
     data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)

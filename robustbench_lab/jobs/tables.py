@@ -25,9 +25,9 @@ log = logging.getLogger("robustbench_lab")
 
 TABLES = CONF / "table"
 METRICS = ("robust_accuracy", "clean_accuracy")
-KINDS = ("exact", "claim", "none")
+KINDS = ("exact", "none")
 PROFILES = {
-    "paper": "the paper's settings",
+    "paper": "full size, the paper's settings where it states them",
     "quick": "real data, SHORT SCHEDULE: not the paper's settings",
     "smoke": "SMOKE: embedded data and tiny models, to show that everything runs; it reproduces nothing",
 }
@@ -46,7 +46,7 @@ class Axis:
 class Table:
     """A table's grid, layout and published figures, as conf/table/<paper>/<table>.yaml describes them.
 
-    exceptions: cells that take further words. published: kind (exact, claim or none), source, and for exact figures `values`, in percent,
+    exceptions: cells that take further words. published: kind (exact or none), source, and for exact figures `values`, in percent,
     a row each, null where the paper has none. deviations: where we knowingly differ. findings: what the measured figures say; figures
     in both are named, not typed: {ours: row / column}, {paper: row / column}.
     """
@@ -213,7 +213,7 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     path = base.with_name(base.name + ".md")
     write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
     write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
-    write_bytes(path, markdown(table, cells).encode())
+    write_bytes(path, markdown(table, cells, output_root).encode())
     print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
     log.info("written: %s, .csv, .tex", path)
     return path
@@ -230,7 +230,7 @@ def _short(cell: Cell) -> str:
     return ours if cell.published is None else f"{ours} (paper {cell.published:.2f})"
 
 
-def markdown(table: Table, cells: list[Cell]) -> str:
+def markdown(table: Table, cells: list[Cell], output_root: Path) -> str:
     """The page: the grid, every figure with interval, n and difference, deviations, findings, and where it all came from."""
     lines = [f"# {table.title}", "", f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", "", grid(table, cells), ""]
     rows = []
@@ -256,7 +256,7 @@ def markdown(table: Table, cells: list[Cell]) -> str:
     missing = [cell for cell in cells if cell.record is None]
     if missing:
         lines += ["## Missing cells", "", *(_how_to_fill(cell) for cell in missing), ""]
-    lines += ["## Provenance", "", *_provenance(cells), "", f"Made by `make reproduce-tables TABLES={table.name}`.", ""]
+    lines += ["## Provenance", "", *_provenance(cells, output_root), "", f"Made by `make reproduce-tables TABLES={table.name}`.", ""]
     return "\n".join(lines)
 
 
@@ -285,7 +285,7 @@ def _how_to_fill(cell: Cell) -> str:
     return f"- {cell.row}, {cell.column}{reason}: {', then '.join(commands)}"
 
 
-def _provenance(cells: list[Cell]) -> list[str]:
+def _provenance(cells: list[Cell], output_root: Path) -> list[str]:
     records = [cell.record for cell in cells if cell.record]
     if not records:
         return ["No records yet."]
@@ -295,9 +295,22 @@ def _provenance(cells: list[Cell]) -> list[str]:
     versions = sorted({f"{package} {number}" for record in records for package, number in record["versions"].items() if number})
     lines.append(f"- versions: {', '.join(versions)}")
     lines.append(f"- seconds of attacking: {sum({r['fingerprint'] + r['run']['fingerprint']: r['seconds'] for r in records}.values()):.0f}")
-    runs = {record["run"]["name"]: record for record in records}
-    lines.append(f"- trained runs: {', '.join(sorted(runs))}")
+    runs = {run.fingerprint: run for cell in cells if cell.record for run in (cell.evaluation.run, cell.evaluation.source) if run}
+    rows = [_training(run.folder(output_root)) for run in sorted(runs.values(), key=lambda run: run.name)]
+    head = ["trained run", "epochs", "s per epoch", "images per s", "device", "commit"]
+    lines += ["", "Training (medians from the second epoch on, without validation and writing):", "", _markdown_table(head, rows)]
     return lines
+
+
+def _training(folder: Path) -> list[str]:
+    """How a run was trained, from its run.json and metrics.jsonl; a dash for what they do not say."""
+    record = read_json(folder / RUN_FILE)
+    try:
+        epochs = pd.read_json(folder / "metrics.jsonl", lines=True).iloc[1:]
+        speed = [f"{epochs['seconds'].median():.1f}", f"{epochs['images_per_second'].median():.0f}"] if len(epochs) else ["-", "-"]
+    except (OSError, ValueError, KeyError):
+        speed = ["-", "-"]
+    return [folder.name, str(record.get("epochs", "-")), *speed, str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
 
 
 def latex(table: Table, cells: list[Cell]) -> str:

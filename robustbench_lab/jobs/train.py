@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.checkpoints import CHECKPOINT_FILE, MODEL_FILE, load_state, load_weights, read_tensors, save_state, write_tensors
 from robustbench_lab.config import Run, build, current_choices, dataset_of, plain, run_of
@@ -21,8 +20,8 @@ from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Classifier, Defended, Normalise
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, locked, provenance, read_json, write_bytes, write_json
-from robustbench_lab.training import Recipe, State, fit
+from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, commit, locked, provenance, read_json, write_bytes, write_json
+from robustbench_lab.training import Recipe, State, fit, split_validation
 
 log = logging.getLogger("robustbench_lab")
 
@@ -34,6 +33,7 @@ def main(cfg: DictConfig) -> None:
 
 def train(cfg: DictConfig, run: Run) -> Path:
     """The folder of the finished run, which is trained or resumed if it has to be."""
+    commit()
     folder = run.folder(Path(cfg.output_root).absolute())
     if (folder / RUN_FILE).exists() and not cfg.force:
         log.info("finished already: %s", folder)
@@ -50,7 +50,7 @@ def train(cfg: DictConfig, run: Run) -> Path:
             for name in (RUN_FILE, CHECKPOINT_FILE, MODEL_FILE):
                 (folder / name).unlink(missing_ok=True)
         with leaving_error(folder):
-            _write_hydra(folder, cfg)
+            _write_hydra(folder, run)
             _fit(run, folder, model, defense, recipe, train_data.to(device))
     return folder
 
@@ -76,15 +76,15 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     return dataset, model, defense, recipe
 
 
-def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Defended, Defense, str]:
-    """A finished run's dataset, trained model (eval mode, on the device), defense, and the digest of its weights."""
+def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Defended, Defense]:
+    """A finished run's dataset, trained model (eval mode, on the device) and defense."""
     dataset, model, defense, _ = objects(run)
     path = folder / MODEL_FILE
     tensors, meta = read_tensors(path)
     load_weights(model, tensors, path)
     if meta["digest"] != read_json(folder / RUN_FILE)["model_digest"]:
         raise LabError(f"{path} holds other weights than {RUN_FILE} beside it speaks of; train with force=true")
-    return dataset, model.to(device).eval(), defense, str(meta["digest"])
+    return dataset, model.to(device).eval(), defense
 
 
 def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any) -> None:
@@ -102,6 +102,7 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
     state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save)
     _write_metrics(folder, state)  # once more: the process may have died between the two writes
     digest = write_tensors(folder / MODEL_FILE, model.state_dict(), {"run": run.fingerprint})
+    held_out = len(split_validation(len(train_data), recipe.validation)[1])
     kept = state.best_epoch if recipe.keep == "best" else state.epoch
     record = {
         "schema": SCHEMA,
@@ -110,7 +111,8 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
         "config": run.config,
         "model_digest": digest,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "train_images": len(train_data),
+        "train_images": len(train_data) - held_out,
+        "validation_images": held_out,
         "epochs": state.epoch,
         "kept_epoch": kept,
         "kept_by": "validation accuracy" if recipe.keep == "best" else "last epoch",
@@ -127,19 +129,10 @@ def _write_metrics(folder: Path, state: State) -> None:
     write_bytes(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history).encode())
 
 
-def _write_hydra(folder: Path, cfg: DictConfig) -> None:
-    """What a person would want to see of how this run was asked for; the run itself is described by run.json."""
-    write_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(_without_hydra(cfg)).encode())
-    if HydraConfig.initialized():
-        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-        write_bytes(folder / ".hydra" / "overrides.yaml", overrides.encode())
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    copy = cfg.copy()
-    with open_dict(copy):
-        copy.pop("hydra", None)
-    return copy
+def _write_hydra(folder: Path, run: Run) -> None:
+    """The run's settings as a person would read and repeat them; run.json is what programs read."""
+    write_bytes(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)).encode())
+    write_bytes(folder / ".hydra" / "choices.yaml", OmegaConf.to_yaml(OmegaConf.create(run.choices)).encode())
 
 
 @contextmanager
