@@ -51,7 +51,7 @@ def forbidden(module: str, names: set[str]) -> set[str]:
         }
     if package not in ("__main__", "config", "jobs", "multirun"):  # multirun is Hydra's own callback
         bad |= {name for name in names if inside(name, ("hydra", "omegaconf"))}
-    if module in ("jobs.tables", "records"):
+    if module in ("jobs.tables", "pages", "records"):
         bad |= {name for name in names if inside(name, ("torch", "torchvision"))}
     return bad
 
