@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.randomness import ImageRandom
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l0")
 VIEWS = ("defended", "learned", "twin", "substitute", "queries")
 
 
@@ -34,7 +35,8 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 class Budget:
     """The ball around an image, cut by the pixel box [0, 1]; `eps` is a fraction of the pixel range, `inf` means the box only.
 
-    Images are [B, ...] and may touch 0 and 1. Raises LabError for an unknown norm or an eps that is negative or no number.
+    In l0, `eps` is the number of pixels that may change; a pixel with several channels counts once, and there is no steepest step.
+    Images are [B, C, H, W] and may touch 0 and 1. Raises LabError for an unknown norm or an eps that is negative or no number.
     """
 
     norm: str
@@ -49,6 +51,9 @@ class Budget:
         if self.eps < math.inf:
             if self.norm == "linf":
                 x_adv = x_adv.clamp(x - self.eps, x + self.eps)
+            elif self.norm == "l0":
+                size = (x_adv.clamp(0, 1) - x).square().sum(dim=1).flatten(1)  # the box first: what it cuts, counts less
+                x_adv = x_adv.where(_largest(size, self.eps).view(-1, 1, *x.shape[2:]), x)
             else:
                 delta = x_adv - x
                 length = delta.flatten(1).norm(dim=1)
@@ -61,12 +66,17 @@ class Budget:
             return rng.uniform(*x.shape[1:]).to(x.dtype)
         if self.norm == "linf":
             return self.project(x + rng.uniform(*x.shape[1:], low=-self.eps, high=self.eps).to(x.dtype), x)
+        if self.norm == "l0":
+            chosen = _largest(rng.fold("pixels").uniform(x[0, 0].numel()), self.eps).view(-1, 1, *x.shape[2:])
+            return rng.fold("values").uniform(*x.shape[1:]).to(x.dtype).where(chosen, x)
         direction = rng.fold("direction").normal(*x.shape[1:]).to(x.dtype)
         radius = self.eps * rng.fold("radius").uniform(1)[:, 0].to(x.dtype) ** (1 / x[0].numel())
         return self.project(x + self.steepest(direction) * per_image(radius, x), x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The step of norm 1 that raises a linear function fastest; zero where the gradient is zero, NaN where it is NaN."""
+        if self.norm == "l0":
+            raise LabError("budget.norm: in l0 there is no steepest step; choose an attack on single pixels, such as attack=jsma")
         if self.norm == "linf":
             return gradient.sign().where(~gradient.isnan(), gradient)  # sign(NaN) is 0: an attack would stand still, unnoticed
         # Scaled by the largest entry first: squares of gradients near 1e-23 would underflow to a length of zero.
@@ -75,6 +85,8 @@ class Budget:
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The norm of the change, float64 [B]."""
+        if self.norm == "l0":
+            return (x_adv != x).any(dim=1).flatten(1).sum(dim=1).double()
         delta = (x_adv.double() - x.double()).flatten(1)
         return delta.abs().amax(dim=1) if self.norm == "linf" else delta.norm(dim=1)
 
@@ -82,6 +94,12 @@ class Budget:
         """Whether every image lies in the ball and the box, up to `tolerance`."""
         inside_box = bool((x_adv >= -tolerance).all() and (x_adv <= 1 + tolerance).all())
         return inside_box and bool((self.distance(x_adv, x) <= self.eps + tolerance).all())
+
+
+def _largest(values: Tensor, count: float) -> Tensor:
+    """Which entries of [B, N] are among the `count` largest of their row, bool [B, N]."""
+    order = values.topk(min(int(count), values.shape[1]), dim=1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order, True)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import NORMS, Budget, ThreatModel
 
 SHAPE = (3, 2, 3)  # images, each two rows of three pixels
+BALLS = ("linf", "l2")  # the norms that have a direction
 norms = st.sampled_from(NORMS)
 ball_sizes = st.one_of(st.sampled_from([0.0, 1e-30, 1e-8, 8 / 255, 0.5, 100.0, math.inf]), st.floats(0, 3))
 pixels = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1, width=32))
@@ -27,6 +28,8 @@ def tensors(values: st.SearchStrategy[float]) -> st.SearchStrategy[Tensor]:
 
 def lengths(delta: Tensor, norm: str) -> Tensor:
     flat = delta.double().flatten(1)
+    if norm == "l0":
+        return (delta != 0).any(1).flatten(1).sum(1).double()
     return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
 
 
@@ -47,7 +50,7 @@ def test_project_lands_inside_and_stays_there(budget: Budget, x: Tensor, far: Te
 
 
 @quick
-@given(budgets, tensors(pixels), tensors(pixels))
+@given(st.builds(Budget, st.sampled_from(BALLS), ball_sizes), tensors(pixels), tensors(pixels))
 def test_project_leaves_a_point_of_the_ball_where_it_is(budget: Budget, x: Tensor, other: Tensor) -> None:
     reach = lengths(other - x, budget.norm)
     shrunk = x + (other - x) * (0.99 * budget.eps / reach.clamp(min=1e-9)).clamp(max=1).float().view(-1, 1, 1, 1)
@@ -84,7 +87,7 @@ def test_random_starts_are_inside_and_belong_to_the_image(budget: Budget, x: Ten
 
 
 @pytest.mark.parametrize("eps", [0.05, math.inf])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_random_starts_fill_the_ball_evenly(norm: str, eps: float) -> None:
     """Of a ball in three dimensions, the one of half its size holds an eighth."""
     x = torch.full((4000, 3, 1, 1), 0.5)
@@ -101,7 +104,7 @@ slopes = st.one_of(st.sampled_from([0.0, 1e-30, -1e-30, 1e-36, 1e30, -1.0]), st.
 
 
 @quick
-@given(norms, tensors(slopes))
+@given(st.sampled_from(BALLS), tensors(slopes))
 def test_steepest_has_length_one_and_climbs_fastest(norm: str, gradient: Tensor) -> None:
     step = Budget(norm, 0.1).steepest(gradient)
     assert step.isfinite().all()
@@ -114,7 +117,7 @@ def test_steepest_has_length_one_and_climbs_fastest(norm: str, gradient: Tensor)
     torch.testing.assert_close((step.double().flatten(1) * flat).sum(1)[some], dual[some], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_a_gradient_that_is_not_a_number_is_not_a_step_of_zero(norm: str) -> None:
     gradient = torch.ones(2, 1, 2, 2)
     gradient[1, 0, 1, 1] = torch.nan
@@ -144,7 +147,7 @@ def test_distance_sees_what_float32_sums_do_not() -> None:
     assert Budget("l2", 1).distance(x_adv, x).item() == pytest.approx(math.sqrt(1.001), rel=1e-7)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_contains_says_no(norm: str) -> None:
     x, budget = torch.full((2, 1, 2, 2), 0.5), Budget(norm, 0.1)
     out = x.clone()
@@ -157,6 +160,29 @@ def test_contains_says_no(norm: str) -> None:
     assert not budget.contains(torch.full_like(x, torch.nan), x)
 
 
+def test_in_l0_pixels_are_counted_whole() -> None:
+    """Two images of two channels and three pixels: the pixel that changed most stays, with both its channels."""
+    x = torch.full((1, 2, 1, 3), 0.5)
+    x_adv = x + torch.tensor([[[[0.3, 0.0, -0.2]], [[0.0, 0.0, 0.25]]]])  # squares .09, 0, .1025
+    assert Budget("l0", 3).distance(x_adv, x).tolist() == [2]
+    assert Budget("l0", 2).contains(x_adv, x)
+    assert not Budget("l0", 1).contains(x_adv, x)
+    torch.testing.assert_close(Budget("l0", 1.9).project(x_adv, x), x + torch.tensor([[[[0.0, 0.0, -0.2]], [[0.0, 0.0, 0.25]]]]))
+    assert torch.equal(Budget("l0", 0).project(x_adv, x), x)
+    beyond = x + torch.tensor([[[[0.6, 0.0, 9.0]], [[0.0, 0.0, 0.0]]]])  # what the box cuts does not count
+    assert Budget("l0", 1).project(beyond, x)[0, :, 0].tolist() in ([[1.0, 0.5, 0.5], [0.5] * 3], [[0.5, 0.5, 1.0], [0.5] * 3])
+    with pytest.raises(LabError, match=r"^budget\.norm: in l0 there is no steepest step"):
+        Budget("l0", 1).steepest(x)
+
+
+def test_random_starts_in_l0_choose_each_pixel_alike() -> None:
+    x = torch.full((3000, 2, 1, 3), 0.5)
+    start = Budget("l0", 1).random_start(x, ImageRandom.of(torch.arange(3000), 0))
+    changed = (start != x).any(1).flatten(1)
+    assert (changed.sum(1) == 1).all()
+    torch.testing.assert_close(changed.float().mean(0), torch.full((3,), 1 / 3), atol=4 * (2 / 9 / 3000) ** 0.5, rtol=0)
+
+
 @pytest.mark.parametrize("eps", [-0.1, math.nan, "0.1", "8/255", None, True, [0.1], -math.inf])
 def test_wrong_eps(eps: Any) -> None:
     with pytest.raises(LabError, match=r"^eps: expected a number >= 0"):
@@ -165,7 +191,7 @@ def test_wrong_eps(eps: Any) -> None:
 
 @pytest.mark.parametrize("norm", ["l1", "Linf", "", None, 2, math.inf])
 def test_wrong_norm(norm: Any) -> None:
-    with pytest.raises(LabError, match=r"^norm: expected one of linf, l2, got"):
+    with pytest.raises(LabError, match=r"^norm: expected one of linf, l2, l0, got"):
         Budget(norm, 0.1)
 
 

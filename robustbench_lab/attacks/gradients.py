@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,24 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(dim=1) - true[:, 0]
 
 
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The difference of logits ratio, [B]: the margin over the distance from the largest to the third largest logit.
+
+    Source: Croce and Hein 2020, arXiv:2003.01690, eq. 6. It does not change when the logits are scaled or shifted.
+    With two classes there is no third logit: the plain margin, which shifts but does not scale.
+    """
+    if logits.shape[1] == 2:
+        return margin(logits, y)
+    largest = logits.topk(3, dim=1).values
+    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
 def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
     """KL(y || softmax(logits)) per image, [B]; `y` holds probabilities [B, K] (TRADES' inner loss)."""
     return F.kl_div(F.log_softmax(logits, dim=1), y, reduction="none").sum(dim=1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
@@ -48,12 +60,20 @@ class Attack(ABC):
     the images; it returns x_adv of the same shape, inside the budget, detached. The model is in eval mode with frozen parameters, and is
     left as it was: gradients go to the image only.
 
-    Raises LabError when built with a wrong knob, or when the budget is one that the attack cannot search (`norms`, `needs_finite_ball`).
+    An image's result depends on that image and its numbers alone, not on its batch: an attack may drop images from its loop as soon as
+    `decides(model)` and they are misclassified, and must go on with the others as if they had been alone.
+
+    norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
+    model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
+    finite ball it then returns that one if it lies inside, else a point of the ball.
+    Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     needs_finite_ball: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
+    minimal: ClassVar[bool] = False
 
     def check(self, budget: Budget) -> None:
         """Stop if this attack cannot search this ball."""
@@ -69,6 +89,42 @@ class Attack(ABC):
     @abstractmethod
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         """The attack itself."""
+
+    def stages(self) -> list[tuple[str, Attack]]:
+        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later ones."""
+        return [(type(self).__name__, self)]
+
+
+def decides(model: nn.Module) -> bool:
+    """Whether an image that this model misclassifies is broken, so that an attack may leave it alone.
+
+    Not so when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
+    """
+    return getattr(model, "decides", True)
+
+
+def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
+    """Some of the images (bool or int64 index) of each tensor [B, ...] or ImageRandom: `x, y, rng = rows(kept, x, y, rng)`."""
+    return tuple(tensor[index] for tensor in tensors)
+
+
+def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
+    """The `most` likeliest classes beside y (all of them, if there are fewer), the likeliest first: int64 [B, min(most, K - 1)]."""
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, : min(most, logits.shape[1] - 1)]
+
+
+def logit_gradients(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits [B, K] and, for each image, the gradients of the logits of its own `classes` [B, M]: [B, M, C, H, W].
+
+    One forward pass, M backward passes.
+    """
+    x = x.detach().requires_grad_()
+    logits = model(x)
+    chosen = logits.gather(1, classes)
+    count = classes.shape[1]
+    gradients = [torch.autograd.grad(chosen[:, j].sum(), x, retain_graph=j + 1 < count)[0] for j in range(count)]
+    return logits.detach(), torch.stack(gradients, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from robustbench_lab.attacks.gradients import kl_divergence, margin
 from robustbench_lab.attacks.pgd import PGD
 from robustbench_lab.models import Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import NORMS, Budget
+from robustbench_lab.threats import Budget
 
+BALLS = ("linf", "l2")
 CLIMBERS = ["fgsm", "pgd", "pgd100", "pgd_trades"]
 
 
@@ -54,7 +55,7 @@ def dual_norm(w: Tensor, norm: str) -> float:
     return float(w.abs().sum() if norm == "linf" else w.norm())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", CLIMBERS)
 def test_breaks_exactly_the_images_whose_margin_allows_it(
     name: str, norm: str, linear: tuple[Linear, Tensor, Tensor], built: Callable[..., Any]
@@ -76,7 +77,7 @@ def test_breaks_exactly_the_images_whose_margin_allows_it(
 
 
 @pytest.mark.parametrize("overrides", [("attack.random_start=none",), ("attack.restarts=3", "attack.keep=best")])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_pgd_reaches_the_worst_case(
     norm: str, overrides: tuple[str, ...], linear: tuple[Linear, Tensor, Tensor], built: Callable[..., Any]
 ) -> None:
@@ -87,7 +88,7 @@ def test_pgd_reaches_the_worst_case(
     torch.testing.assert_close(cross_entropy(model(x_adv), y), worst, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_fgsm_goes_to_the_nearest_point_of_the_boundary(
     norm: str, linear: tuple[Linear, Tensor, Tensor], built: Callable[..., Any]
 ) -> None:
@@ -98,7 +99,7 @@ def test_fgsm_goes_to_the_nearest_point_of_the_boundary(
     assert x_adv.flatten().tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_the_loss_that_is_climbed(norm: str, built: Callable[..., Any]) -> None:
     """Three classes with logits x1, x2, -9 x1 - 9 x2: the margin looks at the runner-up alone, `own` at the model's loss."""
 
@@ -160,7 +161,7 @@ def test_eot_averages_the_gradients_of_several_passes(built: Callable[..., Any])
     assert one(Scripted(), x, y, Budget("linf", 0.1), streams(1)).flatten().tolist() == pytest.approx([0.6, 0.4])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_step_lengths(norm: str, built: Callable[..., Any]) -> None:
     x, y, budget = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), Budget(norm, 0.08)
     model = Linear(torch.tensor([1.0]))
@@ -206,7 +207,7 @@ def test_random_fgsm_takes_its_random_step_from_the_budget(built: Callable[..., 
     torch.testing.assert_close((flat - x).abs(), torch.full_like(x, 0.05), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("start", ["none", "uniform"])
 def test_more_search_is_never_worse(
     norm: str,

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import NORMS, Budget
+from robustbench_lab.threats import Budget
 
+BALLS = ("linf", "l2")
 N, STEPS = 60, 5
 EPS = {"linf": 0.1, "l2": 0.8}
 STEP = {"linf": 0.03, "l2": 0.25}
@@ -61,7 +62,7 @@ def assert_same(model: nn.Module, x_adv: Tensor, theirs: Tensor, x: Tensor, y: T
     assert 0.1 * N < robust.sum() < 0.9 * N  # an attack that breaks all or none compares nothing
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_foolbox(name: str, norm: str, soft: nn.Module, images: tuple[Tensor, Tensor], built: Callable[..., Any]) -> None:
     foolbox = pytest.importorskip("foolbox", reason="the parity extra is not installed")
@@ -80,7 +81,7 @@ def test_foolbox(name: str, norm: str, soft: nn.Module, images: tuple[Tensor, Te
     assert torch.equal(soft(x_adv).argmax(1) != y, broken)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_art(name: str, norm: str, digits_model: Defended, images: tuple[Tensor, Tensor], built: Callable[..., Any]) -> None:
     """In l2 on pale images that no step takes to the box's edge: there ART cuts by the box first and by the ball second."""

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation import Queries
 from robustbench_lab.models import Defended, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import NORMS, Budget
@@ -21,15 +22,22 @@ NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes
 
 
+SHORT = {"steps": 3, "queries": 30, "searches": 2, "generations": 2, "population": 8, "samples": 8, "draws": 20}
+LONGER = {"steps": 250, "queries": 500, "searches": 4, "generations": 10, "population": 40, "samples": 16, "draws": 500}
+
+
+def shortened(attack: Attack, most: dict[str, int]) -> Attack:
+    """The attack with less work: no knob that counts rounds above `most`, in the attacks that it consists of as well."""
+    knobs: dict[str, Any] = {name: min(getattr(attack, name), limit) for name, limit in most.items() if hasattr(attack, name)}
+    if hasattr(attack, "attacks"):
+        knobs["attacks"] = [shortened(part, most) for part in attack.attacks]
+    return replace(attack, **knobs)
+
+
 @pytest.fixture
-def attack_of(built: Callable[..., Any]) -> Callable[[str], Attack]:
-    """The attack that a YAML file describes, with at most three steps: the contract does not depend on their number."""
-
-    def make(name: str) -> Attack:
-        attack = built("attack", name)
-        return replace(attack, steps=min(attack.steps, 3)) if hasattr(attack, "steps") else attack
-
-    return make
+def attack_of(built: Callable[..., Any]) -> Callable[..., Attack]:
+    """The attack that a YAML file describes, with few steps: the contract does not depend on their number."""
+    return lambda name, most=SHORT: shortened(built("attack", name), most)
 
 
 def streams(n: int) -> ImageRandom:
@@ -56,7 +64,8 @@ def refuses(attack: Attack, budget: Budget) -> bool:
 
 def assert_inside(x_adv: Tensor, x: Tensor, budget: Budget) -> None:
     delta = (x_adv.double() - x.double()).flatten(1)
-    length = delta.abs().amax(1) if budget.norm == "linf" else delta.square().sum(1).sqrt()
+    changed = (x_adv != x).any(dim=1).flatten(1).sum(1).double()
+    length = {"linf": delta.abs().amax(1), "l2": delta.square().sum(1).sqrt(), "l0": changed}[budget.norm]
     assert length.max() <= budget.eps + 1e-6
     assert x_adv.min() >= -1e-6
     assert x_adv.max() <= 1 + 1e-6
@@ -71,7 +80,7 @@ def snapshot(model: nn.Module) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3, 50.0])
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3, 50.0, math.inf])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(
@@ -80,9 +89,10 @@ def test_contract(
 ) -> None:  # fmt: skip
     attack, budget = attack_of(name), Budget(norm, eps)
     if refuses(attack, budget):
-        assert norm not in attack.norms or eps < getattr(attack, "alpha", 0)
+        assert norm not in attack.norms or eps < getattr(attack, "alpha", 0) or (attack.needs_finite_ball and eps == math.inf)
         return
     assert norm in attack.norms
+    assert not (attack.needs_finite_ball and eps == math.inf)
     for channels, n, classes in PROBLEMS:
         model, x, y, rng = tiny_net(channels, classes), edge_images(n, channels), labels(n, classes), streams(n)
         model.get_submodule("network.backbone.1").train()  # one mode and one flag that differ, to see each restored
@@ -122,7 +132,31 @@ def test_model_outside_frozen_is_left_as_it_was(
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("eps", [0.06, 0.3])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_that_says_so_asks_for_no_gradient(
+    name: str,
+    norm: str,
+    attack_of: Callable[..., Attack],
+    tiny_net: Callable[..., Defended],
+    edge_images: Callable[..., Tensor],
+) -> None:
+    """And one that needs labels only does the same when it gets no more."""
+    attack, x, y = attack_of(name), edge_images(5, 3), labels(5, 3)
+    budget = Budget(norm, 0.3 if norm != "l0" else 2)
+    if refuses(attack, budget):
+        return
+    if attack.needs_gradients:
+        with pytest.raises(LabError, match=r"^threat_model\.sees=queries gives no gradient"):
+            search(attack, Queries(tiny_net(3, 3), "logits"), x, y, budget, streams(5))
+        return
+    x_adv = search(attack, Queries(tiny_net(3, 3), "logits"), x, y, budget, streams(5))
+    assert torch.equal(x_adv, search(attack, tiny_net(3, 3), x, y, budget, streams(5)))
+    if not attack.needs_logits:
+        assert torch.equal(x_adv, search(attack, Queries(tiny_net(3, 3), "labels"), x, y, budget, streams(5)))
+
+
+@pytest.mark.parametrize("eps", [0.06, 0.3, math.inf])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_has_one_result_whatever_its_batch_and_order(
@@ -142,10 +176,15 @@ def test_an_image_has_one_result_whatever_its_batch_and_order(
 
 
 def does_something(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budget: Budget) -> bool:
-    """Whether every image on which the loss has a slope is moved, and most lose some of their true class's probability."""
+    """Whether every image on which the loss has a slope is moved, and most lose some of their true class's probability.
+
+    Of an attack that looks for the nearest misclassified image: whether most are misclassified, and nearer than noise would be.
+    """
     with frozen(model) as target:
         x_adv = attack(target, x, y, budget, streams(len(x)))
-        moved = budget.distance(x_adv, x) > budget.eps / 10
+        if attack.minimal:
+            return bool((target(x_adv).argmax(1) != y).float().mean() > 0.8)
+        moved = budget.distance(x_adv, x) > (budget.eps / 10 if budget.norm != "l0" else 0)
         before, after = (target(images).softmax(1).gather(1, y[:, None])[:, 0] for images in (x, x_adv))
     return bool(moved.all()) and bool((after < before).float().mean() > 0.8)
 
@@ -154,12 +193,16 @@ def does_something(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budge
 class NoOp(Attack):
     """What a broken attack looks like: it keeps the whole contract but the point of it."""
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         return x.clone()
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseOnly(Attack):
+    norms: ClassVar[tuple[str, ...]] = NORMS
+
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         return budget.random_start(x, rng)
 
@@ -173,10 +216,14 @@ def test_attacks_do_something_and_doing_nothing_is_noticed(
     tiny_net: Callable[..., Defended],
     edge_images: Callable[..., Tensor],
 ) -> None:
-    attack, budget, model, x = attack_of(name), Budget(norm, 0.2), tiny_net(3, 3), edge_images(20, 3)
+    attack, model, x = attack_of(name, LONGER), tiny_net(3, 3), edge_images(20, 3)
+    budget = Budget(norm, {"linf": 0.2, "l2": 0.2, "l0": 1}[norm])
+    if attack.minimal:
+        budget = Budget(norm, math.inf if not attack.needs_finite_ball else 0.5)
     y = model(x).argmax(1)
     assert not does_something(NoOp(), model, x, y, budget)
-    assert not does_something(NoiseOnly(), model, x, y, budget)
+    if norm != "l0" and not attack.minimal:
+        assert not does_something(NoiseOnly(), model, x, y, budget)
     if not refuses(attack, budget):
         assert does_something(attack, model, x, y, budget)
 
@@ -192,7 +239,7 @@ def test_an_attack_without_a_ball(
 ) -> None:
     attack, budget, x = attack_of(name), Budget(norm, math.inf), edge_images(5)
     if norm not in attack.norms:
-        with pytest.raises(LabError, match=r"^budget\.norm: expected linf, .*'l2'"):
+        with pytest.raises(LabError, match=rf"^budget\.norm: expected .* the norms that attack \w+ has, got '{norm}'"):
             attack(tiny_net(), x, labels(5, 3), budget, streams(5))
     elif attack.needs_finite_ball:
         with pytest.raises(LabError, match=r"^budget\.eps: .* needs a finite ball, got inf"):
