@@ -20,6 +20,7 @@ from robustbench_lab.multirun import failures, leave_error
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
     "evaluate": "attack the model that these settings name, and write how many images it still gets right",
+    "check": "look for signs of hidden gradients in the model that these settings name",
     "tables": "write papers' tables, our figures beside theirs, from the records there are",
     "reproduce": "train and evaluate what tables still miss, then write them",
 }

@@ -37,6 +37,7 @@ HYDRA_VERSION_BASE = "1.3"
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
+HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
@@ -77,7 +78,7 @@ class Evaluation:
 
     run: Run
     source: Run | None
-    config: dict[str, Any]  # attack, budget, threat_model, attack_seed, test_size: resolved
+    config: dict[str, Any]  # attack, budget, threat_model, HOW, test_size: resolved
     choices: dict[str, str]
 
     @property
@@ -153,7 +154,7 @@ def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequen
 
     Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
     """
-    config = plain(cfg, "attack", "budget", "threat_model", "attack_seed")
+    config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
     run, source = run_of(cfg, choices), None
     if config["threat_model"]["sees"] in ("twin", "substitute"):

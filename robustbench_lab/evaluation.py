@@ -7,128 +7,65 @@ whatever the threat model shows it; the verdict always falls on the defended mod
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, own_loss
+from robustbench_lab.attacks.gradients import Attack, is_random, is_wrong
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, frozen, full_precision
 from robustbench_lab.progress import progress
-from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, ThreatModel
+from robustbench_lab.randomness import ImageRandom, stable_hash
+from robustbench_lab.threats import Budget
+from robustbench_lab.views import Averaged, Counted, NotFinite, Queries
 
 SAVE_EVERY = 30.0  # seconds between partial outcomes
-
-
-NO_GRADIENT = (
-    "threat_model.sees=queries gives no gradient, but the attack asks for one; choose an attack that only queries, or threat_model=white"
-)
-
-
-class _NoGradient(torch.autograd.Function):
-    """The identity, whose gradient is an error."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
-        return logits
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
-        raise LabError(NO_GRADIENT)
-
-
-class Queries(nn.Module):
-    """A model that answers with logits or labels (as one-hot logits), and whose gradient is an error."""
-
-    def __init__(self, model: nn.Module, answers: str) -> None:
-        super().__init__()
-        self.model = model
-        self.answers = answers
-        self.own_loss = own_loss(model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = self.model(x)
-            if self.answers == "labels":
-                logits = nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(x.dtype)
-        return _NoGradient.apply(logits, x)
-
-
-class Counted(nn.Module):
-    """A model that counts how many images went through it forward and backward."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.own_loss = own_loss(model)
-        self.forward_images = 0
-        self.backward_images = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forward_images += len(x)
-        logits = self.model(x)
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)
-        return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_images += len(gradient)
-
-
-def check_view(threat_model: ThreatModel, attack: Attack) -> None:
-    """Stop, before anything is loaded, if the attack needs what the threat model hides."""
-    if threat_model.sees == "queries" and attack.needs_gradients:
-        raise LabError(NO_GRADIENT)
-
-
-def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defended | None, undefended: bool) -> nn.Module:
-    """What the attacker may query or differentiate.
-
-    source: the other run's model, for `twin` and `substitute`. undefended: whether `defended` is standard training, for which `learned`
-    equals `defended`. Raises LabError where `learned` hides nothing of a defense.
-    """
-    if threat_model.sees == "queries":
-        return Queries(defended, threat_model.answers)
-    if threat_model.sees == "learned":
-        fixed = [front for front in defended.fronts if not front.learned]
-        if not fixed and not undefended:
-            raise LabError(
-                "threat_model.sees=learned hides the fixed pre-processing, but this defense has none; use threat_model=white or "
-                "threat_model=gray_twin"
-            )
-        return defended.without_fixed_fronts() if fixed else defended
-    if threat_model.sees == "defended":
-        return defended
-    assert source is not None, "the job loads the source that the threat model names"
-    return source
+NOT_FINITE = "attack {} returned pixels that are not finite; does the model return finite gradients?"
 
 
 @dataclass
 class Outcome:
-    """One entry per image, in the order of the split: NaN and False where not reached yet.
+    """One entry per image, in the order of the split, and one per stage of the attack.
 
-    ids int64; clean, robust bool; distance float64, in the budget's norm, NaN for images that were wrong already and so not attacked;
-    done bool. forward, backward: images that the attack sent through its view of the model. seconds: time spent attacking.
+    ids int64; clean bool: right without an attack (of several draws, the first); clean_right, right float64: the share of the verdict's
+    draws in which the image is right without an attack, and under the attack that hurt it most; distance float64, in the budget's norm,
+    NaN for images that were not attacked; broken_by int64: the stage after which no draw was right any more, -1 if none; done bool.
+    forward, backward int64, seconds float64, one entry per stage: images sent through the attacker's view, and time.
     """
 
     ids: np.ndarray
     clean: np.ndarray
-    robust: np.ndarray
+    clean_right: np.ndarray
+    right: np.ndarray
     distance: np.ndarray
+    broken_by: np.ndarray
     done: np.ndarray
-    forward: int = 0
-    backward: int = 0
-    seconds: float = 0.0
+    forward: np.ndarray
+    backward: np.ndarray
+    seconds: np.ndarray
 
     @classmethod
-    def empty(cls, ids: np.ndarray) -> Outcome:
+    def empty(cls, ids: np.ndarray, stages: int = 1) -> Outcome:
         n = len(ids)
-        return cls(ids, np.zeros(n, bool), np.zeros(n, bool), np.full(n, np.nan), np.zeros(n, bool))
+        return cls(
+            ids, np.zeros(n, bool), np.zeros(n), np.zeros(n), np.full(n, np.nan), np.full(n, -1), np.zeros(n, bool),
+            np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages),
+        )  # fmt: skip
+
+    @property
+    def robust(self) -> np.ndarray:
+        """Right in every draw, clean and attacked: bool."""
+        return self.right == 1
+
+    def survivors(self) -> list[int]:
+        """How many images each stage left with a draw in which they are right."""
+        attacked = int((self.clean_right > 0).sum())
+        return [attacked - int(((self.broken_by >= 0) & (self.broken_by <= stage)).sum()) for stage in range(len(self.forward))]
 
 
 def evaluate(
@@ -140,43 +77,54 @@ def evaluate(
     *,
     seed: int,
     batch_size: int,
+    draws: int = 1,
+    eot_samples: int = 1,
+    precision: str = "fp32",
     outcome: Outcome | None = None,
     save: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Attack every image that is right when clean; go on from `outcome` where one is given, and hand partial ones to `save`.
 
     Images are [B, C, H, W] in [0, 1] on the models' device. An image's result depends on its identity and `seed`, not on its batch.
+    draws: how often a stochastic model is asked for its verdict; eot_samples: passes that the attack averages on one. precision: of the
+    search, fp32 or bf16; the verdict is always in full precision, and an image whose verdict differs from what the search saw is attacked
+    again in full precision.
     Raises LabError, naming the attack, when it returns images that are not finite or lie outside the budget by more than 1e-6, and when
     the model returns values that are not finite.
     """
     attack.check(budget)
-    outcome = outcome or Outcome.empty(data.ids.cpu().numpy())
+    stages = attack.stages()
+    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), len(stages))
     assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
     todo = torch.from_numpy(np.flatnonzero(~outcome.done))
     chunks = todo.split(batch_size) if len(todo) else ()  # split gives one empty chunk of nothing
-    name = type(attack).__name__
-    started = saved = time.perf_counter()
-    earlier = outcome.seconds
-    if isinstance(view, Defended) and not view.stochastic:
-        view.attach_fast_copy()
-    with progress(total=len(data), initial=len(data) - len(todo), unit="image", desc=name) as bar, full_precision():
+    judge = Judge(defended, draws if defended.stochastic else 1, seed)
+    search = Search(view, seed, eot_samples, precision)
+    saved = time.perf_counter()
+    with progress(total=len(data), initial=len(data) - len(todo), unit="image", desc=type(attack).__name__) as bar, full_precision():
         for chunk, (x, y, ids) in zip(chunks, data.batches(todo, batch_size), strict=True):
-            clean = predictions(defended, x) == y
-            robust = torch.zeros_like(clean)
-            distance = torch.full(clean.shape, torch.nan, dtype=torch.float64, device=x.device)
-            if clean.any():
-                with frozen(view) as target:
-                    counted = Counted(target)
-                    x_adv = attack(counted, x[clean], y[clean], budget, ImageRandom.of(ids[clean], seed, "attack"))
-                outcome.forward += counted.forward_images
-                outcome.backward += counted.backward_images
-                check_images(x_adv, x[clean], budget, name)
-                robust[clean] = predictions(defended, x_adv) == y[clean]
-                distance[clean] = budget.distance(x_adv, x[clean])
             rows = chunk.numpy()
-            outcome.clean[rows], outcome.robust[rows] = clean.cpu().numpy(), robust.cpu().numpy()
+            first, clean_right = judge(x, y, ids)
+            right, distance = clean_right.clone(), torch.full(y.shape, torch.nan, dtype=torch.float64, device=x.device)
+            broken_by = torch.full_like(y, -1)
+            for number, (name, stage) in enumerate(stages):
+                left = torch.nonzero(right > 0)[:, 0]
+                if not len(left):
+                    break
+                started = time.perf_counter()
+                rng = ImageRandom.of(ids[left], seed, "attack")
+                rng = rng.fold("stage", name) if len(stages) > 1 else rng
+                x_adv, now, passes = search(stage, judge, x[left], y[left], ids[left], budget, rng)
+                worse = now < right[left]
+                distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
+                right[left] = torch.minimum(now, right[left])
+                broken_by[left[right[left] == 0]] = number
+                outcome.forward[number] += passes[0]
+                outcome.backward[number] += passes[1]
+                outcome.seconds[number] += time.perf_counter() - started
+            outcome.clean[rows], outcome.clean_right[rows] = first.cpu().numpy(), clean_right.cpu().numpy()
+            outcome.right[rows], outcome.broken_by[rows] = right.cpu().numpy(), broken_by.cpu().numpy()
             outcome.distance[rows], outcome.done[rows] = distance.cpu().numpy(), True
-            outcome.seconds = earlier + time.perf_counter() - started
             bar.update(len(x))
             if time.perf_counter() - saved > SAVE_EVERY and not outcome.done.all():
                 save(outcome)
@@ -184,15 +132,117 @@ def evaluate(
     return outcome
 
 
+@dataclass(frozen=True)
+class Judge:
+    """The verdict: the defended model's predictions in full precision, drawn `draws` times where its output is random.
+
+    The draws come from the global generator, seeded by their number alone: the same weights' noise for every batch.
+    """
+
+    defended: Defended
+    draws: int
+    seed: int
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each image is right in the first draw, bool [B], and the share of draws in which it is, float64 [B]."""
+        right = []
+        for draw in range(self.draws):
+            with drawn(self.defended.stochastic, self.seed, "verdict", draw):
+                right.append(predictions(self.defended, x, ids) == y)
+        return right[0], torch.stack(right).double().mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One attack on some images: what it sees of the model, and what the judge says of what it found."""
+
+    view: nn.Module
+    seed: int
+    eot_samples: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, Defended) and not self.base.stochastic:
+            self.base.attach_fast_copy(self.precision)
+
+    @property
+    def base(self) -> nn.Module:
+        """The model behind the view."""
+        return self.view.model if isinstance(self.view, Queries) else self.view
+
+    def __call__(
+        self, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """x_adv [B, C, H, W]; the share of draws in which each image is right, float64 [B]; images sent forward and backward."""
+        decides = self.base is judge.defended and not judge.defended.stochastic
+        with frozen(self.base) as target, drawn(is_random(self.base), self.seed, "attack", type(attack).__name__, int(ids[0])):
+            model = self._seen(target, decides)
+            x_adv = self._attack(attack, model, x, y, ids, budget, rng)
+            right = judge(x_adv, y, ids)[1]
+            doubtful = torch.zeros_like(right, dtype=torch.bool)
+            if decides and target is not self.base:  # a fast copy: what it saw broken, the judge must see broken
+                with torch.no_grad():
+                    doubtful = (right > 0) & is_wrong(target(x_adv), y)
+        passes = model.forward_images, model.backward_images
+        if doubtful.any():
+            with frozen(self.base, fast=False) as target:
+                model = self._seen(target, decides)
+                x_adv[doubtful] = self._attack(attack, model, x[doubtful], y[doubtful], ids[doubtful], budget, rng[doubtful])
+            right[doubtful] = judge(x_adv[doubtful], y[doubtful], ids[doubtful])[1]
+            passes = passes[0] + model.forward_images, passes[1] + model.backward_images
+        return x_adv, right, passes
+
+    def _seen(self, target: nn.Module, decides: bool) -> Counted:
+        stochastic = is_random(target)
+        if isinstance(self.view, Queries):
+            target = Queries(target, self.view.answers)
+        elif stochastic and self.eot_samples > 1:
+            target = Averaged(target, self.eot_samples)
+        return Counted(target, decides, stochastic)
+
+    def _attack(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        name = type(attack).__name__
+        try:
+            x_adv = attack(model, x, y, budget, rng)
+        except NotFinite as error:
+            if not torch.isfinite(error.x).all():
+                raise LabError(NOT_FINITE.format(name)) from error
+            nearest = torch.cdist(error.x.flatten(1), x.flatten(1)).argmin(dim=1)  # the images that it set out from
+            raise LabError(f"attack {name}: {error}, found on the way from {listed(ids[nearest])}; is the model trained?") from error
+        check_images(x_adv, x, budget, name)
+        return x_adv
+
+
+@contextmanager
+def drawn(stochastic: bool, *tags: int | str) -> Iterator[None]:
+    """For stochastic models: the global random numbers named by `tags`; afterwards the generators are as they were."""
+    if not stochastic:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(stable_hash(*tags))
+        yield
+
+
+def listed(ids: Tensor, most: int = 10) -> str:
+    """Image indices for a message."""
+    found = sorted(set(ids.tolist()))
+    return f"image{'s' * (len(found) > 1)} {', '.join(map(str, found[:most]))}{', ...' * (len(found) > most)}"
+
+
 @torch.no_grad()
-def predictions(model: Defended, x: Tensor) -> Tensor:
-    """The predicted classes, int64 [B], in eval mode and full precision. Raises LabError when an output is not finite."""
+def predictions(model: Defended, x: Tensor, ids: Tensor | None = None) -> Tensor:
+    """The predicted classes, int64 [B], in eval mode and full precision.
+
+    Raises LabError, naming the images, when an output is not finite.
+    """
     was_training = model.training
     logits = model.eval()(x)
     model.train(was_training)
     if not torch.isfinite(logits).all():
-        bad = torch.nonzero(~torch.isfinite(logits).all(dim=1))[:, 0].tolist()
-        raise LabError(f"the model's output is not finite for {len(bad)} of {len(x)} images of a batch, the first at position {bad[0]}")
+        bad = torch.nonzero(~torch.isfinite(logits).all(dim=1))[:, 0]
+        which = f"position {bad[0].item()}" if ids is None else listed(ids[bad])
+        raise LabError(f"the model's output is not finite for {len(bad)} of {len(x)} images of a batch: {which}; is the model trained?")
     return logits.argmax(dim=1)
 
 
@@ -201,7 +251,7 @@ def check_images(x_adv: Tensor, x: Tensor, budget: Budget, attack: str) -> None:
     if x_adv.shape != x.shape:
         raise LabError(f"attack {attack} returned images of shape {tuple(x_adv.shape)}, expected {tuple(x.shape)}")
     if not torch.isfinite(x_adv).all():
-        raise LabError(f"attack {attack} returned pixels that are not finite; does the model return finite gradients?")
+        raise LabError(NOT_FINITE.format(attack))
     if not budget.contains(x_adv, x):
         worst = float(budget.distance(x_adv, x).max())
         low, high = float(x_adv.min()), float(x_adv.max())

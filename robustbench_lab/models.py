@@ -172,15 +172,15 @@ def searched_kernels() -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as an attack may have it: eval mode, parameters without gradients; a fast copy of it where one is attached.
+def frozen(model: nn.Module, fast: bool = True) -> Iterator[nn.Module]:
+    """The model as an attack may have it: eval mode, parameters without gradients; with `fast`, its fast copy where one is attached.
 
     Modes and flags are restored on leaving, module by module. For searches only: Deep Defense needs parameter gradients through the search.
     """
-    if isinstance(model, Defended) and (fast := model.fast_copy) is not None:
-        fast.refresh(model)
-        with torch.autocast(fast.device_type, enabled=False):  # its precision is its own, not that of the training pass around it
-            yield fast
+    if fast and isinstance(model, Defended) and (quick := model.fast_copy) is not None:
+        quick.refresh(model)
+        with torch.autocast(quick.device_type, enabled=False):  # its precision is its own, not that of the training pass around it
+            yield quick
         return
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

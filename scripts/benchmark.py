@@ -2,6 +2,7 @@
 """Time what a user waits for, side by side with what they would write or pick instead, in one process, as ratios.
 
     python scripts/benchmark.py train [--backbone resnet20] [--batch 128] [--steps 10] [--repeats 12] [--device cpu] [--compile]
+    python scripts/benchmark.py attacks [--only pgd20 square ...] [--scale 1] [--repeats 2] [--device cpu]
 
 train: one step of PGD adversarial training (linf 8/255, `--steps` steps of 2/255), on images of CIFAR-10's size and random labels: speed
 does not depend on what they show. Rows:
@@ -10,6 +11,8 @@ does not depend on what they show. Rows:
     floor, ...     what no implementation of the search can go below with that network: `steps` bare input-gradient passes and one
                    parameter-gradient pass; no projection, no random numbers, no refreshed weights
 Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all or none.
+
+attacks: scripts/benchmark_attacks.py says what is timed against what.
 """
 
 from __future__ import annotations
@@ -166,14 +169,23 @@ def timed(rows: dict[str, Callable[[], None]], repeats: int, device: str) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "attacks"])
     parser.add_argument("--backbone", default="resnet20")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=12, help="fewer than ten flatter whoever was disturbed least")
+    parser.add_argument("--repeats", type=int, help="turns, of which the fastest counts: 12 for train, 2 for attacks")
+    parser.add_argument("--only", nargs="*", default=[], help="attacks: the works to time; all without it")
+    parser.add_argument("--scale", type=float, default=1.0, help="attacks: what the numbers of images are multiplied by")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="torch.compile ours (not the plain loop)")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    args.repeats = args.repeats or {"train": 12, "attacks": 2}[args.what]
+    if args.what == "train":
+        train(args)
+    else:
+        from benchmark_attacks import attacks  # beside this file; it needs the parity extra
+
+        attacks(args.only, args.scale, args.repeats, args.device)
 
 
 if __name__ == "__main__":

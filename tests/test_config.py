@@ -40,7 +40,7 @@ from robustbench_lab.config import (
 from robustbench_lab.errors import LabError
 
 FILES = sorted(CONF.rglob("*.yaml"))
-GROUPS = ("dataset", "backbone", "defense", "training", "profile", "attack", "budget", "threat_model")
+GROUPS = ("dataset", "backbone", "defense", "training", "profile", "attack", "budget", "threat_model", "panel")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -308,7 +308,7 @@ def test_every_file_opens_with_its_command_or_source(path):
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
 def test_every_choice_composes_and_resolves(group, choice):
     words = [f"{group}={choice}", *(["dataset.path=/x", "dataset.classes=2"] if choice == "image_folder" else [])]
-    if group in ("attack", "budget", "threat_model"):
+    if group in ("attack", "budget", "threat_model", "panel"):
         cfg, choices = compose("evaluate", words)
         build(plain(cfg, group)[group], group)
     else:

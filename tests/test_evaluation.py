@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.checks import warnings_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Counted, Outcome, Queries, attacker_view, check_images, evaluate, predictions
+from robustbench_lab.evaluation import Outcome, check_images, evaluate, predictions
 from robustbench_lab.models import Defended, Front, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, ThreatModel
+from robustbench_lab.views import Averaged, Counted, Queries, attacker_view, check_view
 
 BUDGET = Budget("linf", 0.1)
 
@@ -123,8 +125,8 @@ def test_the_model_is_left_as_it_was(data: ImageSet, built: Callable[..., Any]) 
 )
 def test_passes_are_counted(overrides: tuple[str, ...], forward: int, backward: int, data: ImageSet, built: Callable[..., Any]) -> None:
     """Per attacked image, of which there are four: a step is one forward and one backward pass."""
-    outcome = judged(Defended(Threshold()), data, built("attack", "pgd", "attack.steps=5", *overrides))
-    assert (outcome.forward, outcome.backward) == (4 * forward, 4 * backward)
+    outcome = judged(Defended(Threshold()), data, built("attack", "pgd", "attack.steps=5", "attack.keep=last", *overrides))
+    assert (outcome.forward.tolist(), outcome.backward.tolist()) == ([4 * forward], [4 * backward])
     assert outcome.seconds > 0
 
 
@@ -149,7 +151,7 @@ def test_batch_size_and_order_change_nothing(
         assert part.clean.tolist() == whole.clean[order].tolist()
         assert part.robust.tolist() == whole.robust[order].tolist()
         np.testing.assert_allclose(part.distance, whole.distance[order], atol=1e-5)
-        assert (part.forward, part.backward) == (whole.forward, whole.backward)
+        assert (part.forward.tolist(), part.backward.tolist()) == (whole.forward.tolist(), whole.backward.tolist())
     assert judged(clean_digits_model, data, attack, batch_size=64, budget=budget, seed=1).distance.tolist() != whole.distance.tolist()
 
 
@@ -170,13 +172,116 @@ def test_going_on_from_a_partial_outcome(
     assert np.isnan(saved[1].distance[14:]).all()
     assert not saved[1].robust[14:].any()
     for partial in (saved[1], Outcome.empty(data.ids.numpy()), whole):
-        seconds = partial.seconds
+        seconds = float(partial.seconds.sum())
         rest = judged(clean_digits_model, data, attack, batch_size=5, outcome=partial)
         for name in ("ids", "clean", "robust", "done"):
             assert np.array_equal(getattr(rest, name), getattr(whole, name)), name
         np.testing.assert_allclose(rest.distance, whole.distance, atol=1e-6)
-        assert (rest.forward, rest.backward) == (whole.forward, whole.backward)
-        assert rest.seconds >= seconds
+        assert (rest.forward.tolist(), rest.backward.tolist()) == (whole.forward.tolist(), whole.backward.tolist())
+        assert rest.seconds.sum() >= seconds
+
+
+# Several attacks, one verdict
+
+
+def shift(by: float) -> Scripted:
+    return Scripted(change=lambda x: x + by)
+
+
+def test_an_image_is_broken_by_any_attack_and_spared_the_later_ones(data: ImageSet) -> None:
+    """.1, .45, .9 and .4999 are right; +.02 breaks .4999, +.08 breaks .45 too, -.02 nothing more."""
+    attacks = {"little": shift(0.02), "more": WorstOf(attacks={"a": shift(0.08), "b": shift(-0.02)})}
+    attack = WorstOf(attacks=attacks)
+    assert [name for name, _ in attack.stages()] == ["little", "more.a", "more.b"]
+    outcome = judged(Defended(Threshold()), data, attack, batch_size=5)
+    assert outcome.robust.tolist() == [True, False, False, True, False]
+    assert outcome.broken_by.tolist() == [-1, 1, -1, -1, 0]
+    assert outcome.survivors() == [3, 2, 2]
+    np.testing.assert_allclose(outcome.distance, [0.02, 0.08, np.nan, 0.02, 0.02], atol=1e-6)
+    assert attacks["little"].seen == pytest.approx([0.1, 0.45, 0.9, 0.4999])
+    assert [pixel for _, stage in attack.stages()[1:] for pixel in stage.seen] == pytest.approx([0.1, 0.45, 0.9, 0.1, 0.9])
+    x, y = data.images[[0, 1, 4]], data.labels[[0, 1, 4]]
+    alone = attack(Defended(Threshold()), x, y, BUDGET, ImageRandom.of(torch.arange(3), 0))
+    assert alone.flatten().tolist() == pytest.approx([0.08, 0.53, 0.5199])
+
+
+def test_each_attack_is_judged_on_the_defended_model(data: ImageSet, built: Callable[..., Any]) -> None:
+    """The first attack breaks every image of the twin, which slopes the other way, and none of the defended model."""
+    defended, twin = Defended(Threshold()), Defended(Threshold(-1.0))
+    attack = WorstOf(attacks={"fgsm": built("attack", "fgsm"), "shift": shift(0.08)})
+    outcome = judged(defended, data, attack, attacker_view(white("twin"), defended, twin, undefended=False))
+    assert outcome.survivors() == [4, 2]
+
+
+def test_a_list_of_attacks_needs_what_its_parts_need(built: Callable[..., Any]) -> None:
+    mixed = WorstOf(attacks={"one": built("attack", "random_fgsm"), "two": built("attack", "pgd")})
+    assert (mixed.norms, mixed.needs_finite_ball, mixed.needs_gradients, mixed.needs_logits) == (("linf",), True, True, True)
+    with pytest.raises(LabError, match=r"^budget\.norm"):
+        mixed.check(Budget("l2", 1))
+    with pytest.raises(LabError, match=r"^attack\.alpha"):
+        mixed.check(Budget("linf", 0.01))
+    for wrong in ({}, [], {"one": 1}, None):
+        with pytest.raises(LabError, match=r"^attacks: expected at least one attack"):
+            WorstOf(attacks=wrong)  # type: ignore[arg-type]
+
+
+def test_what_a_rounded_search_believes_broken_is_attacked_again_in_full_precision(
+    digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast copy that sees every image broken would let all of them go; the judge sends them back, to the model itself."""
+    asked = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Asking(Attack):
+        def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+            asked.append((len(x), bool((model(x).argmax(1) != y).all())))
+            return x.clone()
+
+    monkeypatch.setattr("robustbench_lab.models.FastCopy.forward", lambda self, x: -self.run(x))
+    data = digits[1].subset(torch.arange(20))
+    outcome = judged(clean_digits_model, data, Asking(), batch_size=20)
+    right = int(outcome.clean.sum())
+    assert asked == [(right, True), (right, False)]
+    assert outcome.robust.sum() == right
+    assert outcome.forward.tolist() == [2 * right]
+
+
+# Random output
+
+
+class Noisy(Threshold):
+    """Class 1 where the pixel and noise of the same size as the budget exceed .5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn(len(x), 1, 1, 1))
+
+
+def test_the_verdict_on_random_output_is_drawn_afresh(data: ImageSet) -> None:
+    """.1 and .9 are right in every draw of ten; .45, .55 and .4999 in some."""
+    model = Defended(Noisy(), stochastic=True)
+    state = torch.get_rng_state()
+    outcome = judged(model, data, shift(0.0), draws=40, batch_size=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert outcome.right[[0, 3]].tolist() == [1, 1]
+    assert ((outcome.clean_right > 0) & (outcome.clean_right < 1))[[1, 2, 4]].all()
+    assert outcome.robust.tolist() == [True, False, False, True, False]  # right in every draw
+    assert (outcome.right <= outcome.clean_right).all()
+    again = judged(model, data, shift(0.0), draws=40, batch_size=5)
+    assert again.right.tolist() == outcome.right.tolist()
+    assert judged(model, data, shift(0.0), draws=40, batch_size=5, seed=1).right.tolist() != outcome.right.tolist()
+    worse = judged(model, data, shift(0.08), draws=40, batch_size=5)
+    assert (worse.right[[0, 3]] > 0.9).all()
+    assert worse.right[1] < outcome.right[1] - 0.2
+
+
+def test_the_attacker_averages_over_the_draws(data: ImageSet, built: Callable[..., Any]) -> None:
+    model = Defended(Noisy(), stochastic=True)
+    outcome = judged(model, data, built("attack", "pgd", "attack.steps=3"), draws=4, eot_samples=7, batch_size=5)
+    attacked = int((outcome.clean_right > 0).sum())
+    assert outcome.forward.tolist() == outcome.backward.tolist() == [3 * attacked]  # an averaged answer counts once
+    constant = Averaged(Defended(Threshold()), 3)
+    x = torch.tensor([0.2, 0.7]).view(2, 1, 1, 1)
+    torch.testing.assert_close(constant(x), Threshold()(x))
 
 
 # A failed attack is an error, never a score
@@ -216,7 +321,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(data: ImageSet, built: Callab
             return super().forward(x) + (x - x.detach()).square().flatten(1).sum(1, keepdim=True).sqrt()
 
     model = Defended(Masked())
-    for overrides in ((), ("attack.keep=best",), ("attack.restarts=2", "attack.keep=best")):
+    for overrides in ((), ("attack.keep=last",), ("attack.keep=best",), ("attack.restarts=2", "attack.keep=best")):
         with pytest.raises(LabError, match="attack PGD returned pixels that are not finite"):
             judged(model, data, built("attack", "pgd", *overrides))
 
@@ -227,9 +332,27 @@ def test_a_model_whose_output_is_not_finite(data: ImageSet) -> None:
             logits = super().forward(x)
             return logits.masked_fill(x.flatten(1) > 0.89, torch.nan)
 
-    with pytest.raises(LabError, match=r"output is not finite for 1 of 2 images of a batch, the first at position 1"):
+    with pytest.raises(LabError, match=r"output is not finite for 1 of 2 images of a batch: image 8"):
         judged(Defended(Bad()), data, Scripted(change=lambda x: x))
     assert predictions(Defended(Bad()), torch.tensor([0.3, 0.7]).view(2, 1, 1, 1)).tolist() == [0, 1]
+
+
+def test_a_model_that_breaks_on_the_way(data: ImageSet, built: Callable[..., Any]) -> None:
+    """NaN just above .92: FGSM does not go there from .45; from .9 it would go down; noise does."""
+
+    class Trap(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(x.flatten(1) > 0.92, torch.nan)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Up(Attack):
+        def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+            model(budget.project(x + 0.05, x))
+            return x
+
+    with pytest.raises(LabError, match=r"^attack Up: the model's output is not finite for 1 images, found on the way from image 8; "):
+        judged(Defended(Trap()), data, Up(), batch_size=5)
+    assert judged(Defended(Trap()), data, built("attack", "fgsm"), batch_size=5).clean.sum() == 4
 
 
 def test_a_budget_that_the_attack_cannot_search(data: ImageSet, built: Callable[..., Any]) -> None:
@@ -268,6 +391,41 @@ def test_queries_answer_but_give_no_gradient(answers: str, data: ImageSet, built
             counted(x)
     assert (counted.forward_images, counted.backward_images) == (2, 0)
     assert view.own_loss is model.own_loss
+
+
+@pytest.mark.parametrize("answers", ["logits", "labels"])
+def test_what_an_attack_needs_and_the_threat_model_hides(answers: str, built: Callable[..., Any]) -> None:
+    class Labels(Attack):
+        needs_gradients, needs_logits = False, False
+        search = Scripted.search
+
+    class Logits(Labels):
+        needs_logits = True
+
+    check_view(white(), built("attack", "pgd"))
+    check_view(white("queries", answers), Labels())
+    with pytest.raises(LabError, match=r"^threat_model\.sees=queries gives no gradient"):
+        check_view(white("queries", answers), built("attack", "pgd"))
+    if answers == "labels":
+        with pytest.raises(LabError, match=r"^threat_model\.answers=labels hides the logits"):
+            check_view(white("queries", answers), Logits())
+    else:
+        check_view(white("queries", answers), Logits())
+
+
+def test_queries_are_answered_by_the_fast_copy_and_judged_without_it(
+    digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended
+) -> None:
+    data, seen = digits[1].subset(torch.arange(10)), []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looking(Attack):
+        def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+            seen.append(type(model.model.model).__name__)  # type: ignore[union-attr]
+            return x
+
+    judged(clean_digits_model, data, Looking(), attacker_view(white("queries"), clean_digits_model, None, undefended=True))
+    assert set(seen) == {"FastCopy"}
 
 
 def test_views() -> None:

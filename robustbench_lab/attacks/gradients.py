@@ -103,6 +103,11 @@ def decides(model: nn.Module) -> bool:
     return getattr(model, "decides", True)
 
 
+def is_random(model: nn.Module) -> bool:
+    """Whether two passes over one image may differ."""
+    return getattr(model, "stochastic", False)
+
+
 def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
     """Some of the images (bool or int64 index) of each tensor [B, ...] or ImageRandom: `x, y, rng = rows(kept, x, y, rng)`."""
     return tuple(tensor[index] for tensor in tensors)

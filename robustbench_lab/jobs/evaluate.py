@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from robustbench_lab.checks import warnings_of
+from robustbench_lab.checks import Panel, compared, signs, warnings_of
 from robustbench_lab.config import (
     Evaluation,
     Run,
@@ -19,13 +20,16 @@ from robustbench_lab.config import (
     current_choices,
     current_overrides,
     evaluation_of,
+    fingerprint,
     nearest_runs,
     plain,
 )
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, attacker_view, check_view, evaluate
+from robustbench_lab.evaluation import Outcome, evaluate
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
+from robustbench_lab.models import Defended
 from robustbench_lab.records import (
     RECORD_FILE,
     RUN_FILE,
@@ -40,7 +44,8 @@ from robustbench_lab.records import (
     write_arrays,
     write_json,
 )
-from robustbench_lab.threats import require
+from robustbench_lab.threats import Budget, require
+from robustbench_lab.views import attacker_view, check_view
 
 log = logging.getLogger("robustbench_lab")
 
@@ -59,10 +64,11 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
     check_view(threat_model, attack)
-    require(isinstance(cfg.batch_size, int) and cfg.batch_size >= 1, "batch_size", "a whole number >= 1", cfg.batch_size)
-    digests = {"run": _digest(evaluation.run, output_root)}
+    panel, ball = panel_of(cfg)
+    how = how_of(cfg)
+    digests = {"run": digest_of(evaluation.run, output_root)}
     if evaluation.source is not None:
-        digests["source"] = _digest(evaluation.source, output_root)
+        digests["source"] = digest_of(evaluation.source, output_root)
     folder = evaluation.folder(output_root)
     if not cfg.force and _finished(folder, digests):
         return folder
@@ -82,12 +88,24 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         partial = folder / PARTIAL_FILE
         mark = " ".join([evaluation.fingerprint, *digests.values()])
         outcome = evaluate(
-            defended, view, data, attack, budget, seed=evaluation.config["attack_seed"], batch_size=cfg.batch_size,
+            defended, view, data, attack, budget, **how,
             outcome=None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy()),
             save=lambda outcome: write_arrays(partial, mark=np.array(mark), **_arrays(outcome)),
         )  # fmt: skip
-        write_arrays(folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance)
-        record = record_of(evaluation, outcome, digests, dataset.classes, defended.stochastic, device)
+        write_arrays(partial, mark=np.array(mark), **_arrays(outcome))  # the panel may take its time
+        facts = panel_facts(panel, ball, evaluation.run, digests["run"], defended, data, how, output_root) if panel.images else None
+        names = [name for name, _ in attack.stages()]
+        record = record_of(evaluation, outcome, names, digests, dataset.classes, defended.stochastic, device)
+        if facts is not None:
+            record["panel"] = {name: entry for name, entry in facts.items() if name not in ("ids", "right", "schema", "run")}
+            verdicts = dict(zip(outcome.ids.tolist(), outcome.robust.tolist(), strict=True))
+            told = {warning["code"] for warning in record["warnings"]}
+            more = signs(panel, facts) + compared(panel, facts, record, verdicts)
+            record["warnings"] += [sign for sign in more if sign["code"] not in told]
+        write_arrays(
+            folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
+            right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
+        )  # fmt: skip
         write_json(folder / RECORD_FILE, record)
         partial.unlink(missing_ok=True)
     low, high = record["robust_interval"]
@@ -99,13 +117,60 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     return folder
 
 
+def how_of(cfg: DictConfig) -> dict[str, Any]:
+    """What evaluate() takes beside models, images, attack and ball."""
+    for name in ("batch_size", "verdict_draws", "eot_samples"):
+        require(isinstance(cfg[name], int) and not isinstance(cfg[name], bool) and cfg[name] >= 1, name, "a whole number >= 1", cfg[name])
+    require(cfg.search_precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", cfg.search_precision)
+    require(isinstance(cfg.attack_seed, int), "attack_seed", "a whole number", cfg.attack_seed)
+    return {
+        "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
+        "precision": cfg.search_precision,
+    }  # fmt: skip
+
+
+def panel_of(cfg: DictConfig) -> tuple[Panel, Budget]:
+    """The panel, and the ball that it tries: the evaluation's own, or the dataset's usual one where that is unbounded or of l0."""
+    config = plain(cfg, "panel", "budget", "dataset")
+    budget = build(config["budget"], "budget")
+    if budget.norm == "l0" or not 0 < budget.eps < math.inf:
+        budget = Budget(**config["dataset"]["budget"])
+    return build(config["panel"], "panel"), budget
+
+
+def panel_facts(
+    panel: Panel, ball: Budget, run: Run, digest: str, defended: Defended, data: ImageSet, how: dict[str, Any], output_root: Path
+) -> dict[str, Any]:
+    """The panel's figures for these weights and this ball: as they were written once, or made now."""
+    parent = run.folder(output_root) / "panel"
+    kept = {name: entry for name, entry in how.items() if name != "batch_size"}
+    name = fingerprint({"panel": repr(panel), "ball": repr(ball), "digest": digest, "n": len(data), **kept})
+    path = parent / f"{name}.json"
+    with locked(parent, log.info):
+        if path.exists():
+            return read_json(path)
+        facts = panel.run(defended, data, ball, **how)
+        write_json(path, {"schema": SCHEMA, "run": run.name, **facts})
+        return read_json(path)
+
+
 def record_of(
-    evaluation: Evaluation, outcome: Outcome, digests: dict[str, str], classes: int, stochastic: bool, device: torch.device
+    evaluation: Evaluation,
+    outcome: Outcome,
+    stages: list[str],
+    digests: dict[str, str],
+    classes: int,
+    stochastic: bool,
+    device: torch.device,
 ) -> dict[str, Any]:
     """The content of record.json."""
-    n, attacked = len(outcome.ids), int(outcome.clean.sum())
-    broken = outcome.distance[outcome.clean & ~outcome.robust]
+    n, robust = len(outcome.ids), int(outcome.robust.sum())
+    attacked = int((outcome.clean_right > 0).sum())
+    broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
     quantiles = np.quantile(broken, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(broken) else None
+    forward, backward = (
+        (passes / attacked).tolist() if attacked else [None] * len(stages) for passes in (outcome.forward, outcome.backward)
+    )
     record = {
         "schema": SCHEMA,
         "fingerprint": evaluation.fingerprint,
@@ -114,18 +179,24 @@ def record_of(
         "choices": evaluation.choices,
         "config": evaluation.config,
         "n": n,
-        "clean_correct": attacked,
-        "robust_correct": int(outcome.robust.sum()),
-        "clean_accuracy": attacked / n,
-        "clean_interval": wilson_interval(attacked, n),
+        "clean_correct": int(outcome.clean.sum()),
+        "robust_correct": robust,
+        "clean_accuracy": float(outcome.clean.mean()),
+        "clean_interval": wilson_interval(int(outcome.clean.sum()), n),
         "robust_accuracy": float(outcome.robust.mean()),
-        "robust_interval": wilson_interval(int(outcome.robust.sum()), n),
+        "robust_interval": wilson_interval(robust, n),
+        "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
+                  "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
         "attacked": attacked,
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
                                "mean": float(broken.mean()) if len(broken) else None},
-        "forward_per_attacked_image": outcome.forward / attacked if attacked else None,
-        "backward_per_attacked_image": outcome.backward / attacked if attacked else None,
-        "seconds": outcome.seconds,
+        "forward_per_attacked_image": outcome.forward.sum() / attacked if attacked else None,
+        "backward_per_attacked_image": outcome.backward.sum() / attacked if attacked else None,
+        "stages": [
+            {"attack": name, "survivors": survivors, "forward_per_attacked_image": f, "backward_per_attacked_image": b, "seconds": seconds}
+            for name, survivors, f, b, seconds in zip(stages, outcome.survivors(), forward, backward, outcome.seconds.tolist(), strict=True)
+        ],
+        "seconds": float(outcome.seconds.sum()),
         **provenance(device_name(device)),
     }  # fmt: skip
     record["warnings"] = warnings_of(record, classes, stochastic)
@@ -136,7 +207,7 @@ def _about(run: Run, digest: str) -> dict[str, Any]:
     return {"name": run.name, "fingerprint": run.fingerprint, "choices": run.choices, "seed": run.config["seed"], "model_digest": digest}
 
 
-def _digest(run: Run, output_root: Path) -> str:
+def digest_of(run: Run, output_root: Path) -> str:
     """The digest of a finished run's weights. Raises LabError, with the nearest finished runs, when there is none."""
     path = run.folder(output_root) / RUN_FILE
     if not path.exists():

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import kl_divergence, margin
-from robustbench_lab.attacks.pgd import PGD
+from robustbench_lab.attacks.pgd import PGD, _Circles
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
+from robustbench_lab.views import Counted
 
 BALLS = ("linf", "l2")
 CLIMBERS = ["fgsm", "pgd", "pgd100", "pgd_trades"]
@@ -62,7 +64,8 @@ def test_breaks_exactly_the_images_whose_margin_allows_it(
 ) -> None:
     """A step of length eps moves the score by eps times the dual norm of w, and nothing moves it further."""
     model, x, y = linear
-    attack = built("attack", name)
+    last = ("attack.keep=last",) if name.startswith("pgd") else ()
+    attack = built("attack", name, *last)
     score = (model(x)[:, 1] - model(x)[:, 0]).abs().double()
     reach = score / dual_norm(model.w, norm)  # the smallest eps that breaks each image
     eps = float(reach.median())
@@ -82,7 +85,7 @@ def test_pgd_reaches_the_worst_case(
     norm: str, overrides: tuple[str, ...], linear: tuple[Linear, Tensor, Tensor], built: Callable[..., Any]
 ) -> None:
     model, x, y = linear
-    x_adv = built("attack", "pgd", *overrides)(model, x, y, Budget(norm, 0.1), streams(60))
+    x_adv = built("attack", "pgd", "attack.keep=last", *overrides)(model, x, y, Budget(norm, 0.1), streams(60))
     sign = 1.0 - 2.0 * y
     worst = nn.functional.softplus(sign * model(x)[:, 1] + 0.1 * dual_norm(model.w, norm))  # the loss is log(1 + exp(-margin))
     torch.testing.assert_close(cross_entropy(model(x_adv), y), worst, rtol=1e-3, atol=1e-4)
@@ -131,7 +134,8 @@ def test_predicted_labels_do_not_look_at_the_true_ones(built: Callable[..., Any]
     model, x = Linear(torch.tensor([1.0]), -0.5), torch.full((1, 1, 1, 1), 0.7)
     for labels, pixel in {"ground_truth": 0.8, "predicted": 0.6}.items():
         for name in ("fgsm", "pgd"):
-            attack = built("attack", name, f"attack.labels={labels}")
+            last = ("attack.keep=last",) if name == "pgd" else ()
+            attack = built("attack", name, f"attack.labels={labels}", *last)
             x_adv = attack(model, x, torch.tensor([0]), Budget("linf", 0.1), streams(1))
             assert x_adv.item() == pytest.approx(pixel, abs=1e-6)
 
@@ -172,9 +176,9 @@ def test_step_lengths(norm: str, built: Callable[..., Any]) -> None:
         ("attack.relative_step_size=5",): 0.08,  # longer than the ball
     }
     for overrides, length in lengths.items():
-        attack = built("attack", "pgd", "attack.random_start=none", "attack.steps=1", *overrides)
+        attack = built("attack", "pgd", "attack.random_start=none", "attack.steps=1", "attack.keep=last", *overrides)
         assert attack(model, x, y, budget, streams(1)).item() == pytest.approx(0.5 + length, abs=1e-6)
-    attack = built("attack", "pgd", "attack.random_start=none", "attack.steps=3")
+    attack = built("attack", "pgd", "attack.random_start=none", "attack.steps=3", "attack.keep=last")
     assert attack(model, x, y, budget, streams(1)).item() == pytest.approx(0.56, abs=1e-6)
 
 
@@ -219,7 +223,7 @@ def test_more_search_is_never_worse(
     """Image by image, the best of more iterates or restarts beats the last iterate of one, for it is among them."""
     model, x, budget = tiny_net(3, 10, seed=3), edge_images(40, 3), Budget(norm, 1.0 if norm == "l2" else 0.15)
     y = model(x).argmax(1)
-    knobs = [f"attack.random_start={start}", "attack.steps=4", "attack.relative_step_size=0.9"]
+    knobs = [f"attack.random_start={start}", "attack.steps=4", "attack.relative_step_size=0.9", "attack.keep=last"]
 
     def score(*more: str) -> Tensor:
         """Loss, and far above any loss where the image is misclassified."""
@@ -270,6 +274,80 @@ def test_a_gradient_that_is_not_a_number_is_not_hidden_by_keeping_the_best(label
             return torch.stack([score, -score] if label == 0 else [-score, score], dim=1)
 
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([label])
-    for keep in ("last", "best"):
+    for keep in ("last", "best", "first"):
         attack = built("attack", "pgd", "attack.random_start=none", f"attack.keep={keep}")
         assert not attack(Root(), x, y, Budget("linf", 0.1), streams(1)).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_leaving_at_the_first_misclassified_iterate_changes_no_verdict(
+    norm: str, digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
+) -> None:
+    """The best of all iterates and the first broken one agree on what is broken; the second takes fewer passes."""
+    x, y, ids = next(digits[1].batches(torch.arange(60), 60))
+    budget, found, passes = Budget(norm, 0.1 if norm == "linf" else 0.5), {}, {}
+    for keep in ("best", "first"):
+        model = Counted(digits_model)
+        attack = built("attack", "pgd", f"attack.keep={keep}", "attack.restarts=2")
+        found[keep] = digits_model(attack(model, x, y, budget, ImageRandom.of(ids, 0))).argmax(1) != y
+        passes[keep] = model.forward_images + model.backward_images
+    assert torch.equal(found["first"], found["best"])
+    assert 10 < found["first"].sum() < 50
+    assert passes["first"] < 0.7 * passes["best"]
+
+
+def test_no_image_leaves_where_the_model_does_not_decide(
+    digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
+) -> None:
+    """On a stand-in for another model, or on one lucky draw, an image must be attacked to the end."""
+    x, y, ids = next(digits[1].batches(torch.arange(20), 20))
+    budget, rng = Budget("linf", 0.1), ImageRandom.of(ids, 0)
+    last = built("attack", "pgd", "attack.keep=last")(digits_model, x, y, budget, rng)
+    first = built("attack", "pgd")
+    assert torch.equal(first(Counted(digits_model, decides=False), x, y, budget, rng), last)
+    assert not torch.equal(first(Counted(digits_model), x, y, budget, rng), last)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_a_search_that_goes_in_circles_ends_where_it_would_have_ended(
+    norm: str, digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    x, y, ids = next(digits[1].batches(torch.arange(40), 40))
+    attack, found, passes = built("attack", "pgd", "attack.keep=last", "attack.steps=60"), [], []
+    for never in (False, True):
+        if never:
+            monkeypatch.setattr("robustbench_lab.attacks.pgd._Circles.ended", lambda self, x_adv, number: torch.zeros(len(x_adv)) > 1)
+        model = Counted(digits_model)
+        found.append(attack(model, x, y, Budget(norm, 0.08 if norm == "linf" else 0.5), ImageRandom.of(ids, 0)))
+        passes.append(model.forward_images)
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    assert passes[1] == 60 * 40
+    if norm == "linf":
+        assert passes[0] < 0.7 * passes[1]
+
+
+def test_circles_by_hand() -> None:
+    """0, then 1 2 3 1 2 3 ...: period 3, found at step 7, where the iterate of step 4 comes back. Twelve steps end at 3, as step 9 does."""
+    circles, path = _Circles(12), [1, 2, 3] * 4
+    ended = [bool(circles.ended(torch.full((1, 1), float(path[number - 1])), number)) for number in range(1, 10)]
+    assert ended == [False] * 8 + [True]
+    assert path[9 - 1] == path[12 - 1]
+
+
+def test_a_random_model_has_no_circles(built: Callable[..., Any]) -> None:
+    """Its iterate may come back and go elsewhere."""
+
+    class Fickle(nn.Module):
+        stochastic, decides, calls = True, False, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            score = x.flatten(1).sum(1) * (1 if self.calls > 40 else -1 if self.calls % 2 else 1)
+            return torch.stack([torch.zeros_like(score), score], dim=1)
+
+    model = Fickle()
+    x_adv = built("attack", "pgd", "attack.steps=50")(
+        model, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), Budget("linf", 0.1), streams(1)
+    )
+    assert model.calls == 50
+    assert x_adv.item() == pytest.approx(0.6)

@@ -19,7 +19,7 @@ EPS = {"linf": 0.1, "l2": 0.8}
 STEP = {"linf": 0.03, "l2": 0.25}
 ATTACKS = {
     "fgsm": ("fgsm",),
-    "pgd": ("pgd", "attack.random_start=none", f"attack.steps={STEPS}", "attack.relative_step_size=null"),
+    "pgd": ("pgd", "attack.keep=last", "attack.random_start=none", f"attack.steps={STEPS}", "attack.relative_step_size=null"),
 }
 
 

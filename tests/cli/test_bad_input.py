@@ -377,7 +377,7 @@ def test_a_full_disk_stops_an_evaluation_without_a_record(lab, trained, tiny, mo
         patch.setattr(os, "fsync", full)
         ended = lab("evaluate", *tiny, "attack=fgsm")
     assert ended.status == 2
-    assert "outcome.npz" in ended.err
+    assert "outcome.partial.npz" in ended.err
     (folder,) = (trained / "evaluate").iterdir()
     assert [path.name for path in folder.iterdir()] == [".lock"]
     assert lab("evaluate", *tiny, "attack=fgsm").status == 0

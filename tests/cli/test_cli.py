@@ -60,7 +60,7 @@ def test_unknown_verb_names_the_choices(lab):
     ended = lab("trian", "defense=fm")
     assert ended.status == 2
     assert "'trian'" in ended.err
-    assert "train, evaluate, tables, reproduce" in ended.err
+    assert "train, evaluate, check, tables, reproduce" in ended.err
 
 
 def test_settings_can_be_looked_at_without_training(lab, outputs):
@@ -138,7 +138,7 @@ def test_what_changes_a_result_changes_the_name(lab, trained, tiny, change):
 
 
 def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
-    ended = lab("evaluate", *tiny, "attack.steps=3", "budget.eps=8/255")
+    ended = lab("evaluate", *tiny, "attack.steps=3", "attack.keep=last", "budget.eps=8/255")
     assert ended.status == 0, ended.err
     (folder,) = (trained / "evaluate").iterdir()
     assert {path.name for path in folder.iterdir()} == {".lock", "record.json", "outcome.npz"}

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Queries
 from robustbench_lab.models import Defended, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import NORMS, Budget
+from robustbench_lab.views import Queries
 
 NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes
@@ -30,7 +30,7 @@ def shortened(attack: Attack, most: dict[str, int]) -> Attack:
     """The attack with less work: no knob that counts rounds above `most`, in the attacks that it consists of as well."""
     knobs: dict[str, Any] = {name: min(getattr(attack, name), limit) for name, limit in most.items() if hasattr(attack, name)}
     if hasattr(attack, "attacks"):
-        knobs["attacks"] = [shortened(part, most) for part in attack.attacks]
+        knobs["attacks"] = {name: shortened(part, most) for name, part in attack.attacks.items()}
     return replace(attack, **knobs)
 
 

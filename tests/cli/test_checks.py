@@ -1,0 +1,104 @@
+"""The panel, and lists of attacks, from the command line."""
+
+import json
+
+
+def small(*more):
+    return ["panel.images=20", "panel.queries.queries=20", "panel.random.draws=5", "panel.longer.steps=12", *more]
+
+
+def record_of(trained, name):
+    (path,) = trained.glob(f"evaluate/{name}-*/record.json")
+    return json.loads(path.read_text())
+
+
+def test_check_prints_the_panel_and_its_signs(lab, trained, tiny):
+    ended = lab("check", *tiny, "panel=default", *small())
+    assert ended.status == 0, ended.err
+    for words in ("linf 0.1, n = 20", "clean ", "one step ", "iterated, no bound ", "queries only", "random draws", "gradient of zero"):
+        assert words in ended.out, words
+    assert "AutoAttack" not in ended.out
+    assert "warning " in ended.out or "no sign of hidden gradients" in ended.out
+    (path,) = (trained / "panel").glob("*.json")
+    facts = json.loads(path.read_text())
+    assert len(set(facts["ids"])) == 20
+    assert facts["accuracy"]["iterated"] == sum(facts["right"]["iterated"]) / 20
+
+
+def test_the_whole_panel_has_autoattack(lab, trained, tiny):
+    words = ["panel.strongest.attacks.apgd_ce.steps=3", "panel.strongest.attacks.apgd_t.steps=3", "panel.strongest.attacks.fab_t.steps=2"]
+    ended = lab("check", *tiny, *small("panel.images=6", "panel.strongest.attacks.square.queries=5", *words))
+    assert ended.status == 0, ended.err
+    assert "AutoAttack " in ended.out
+
+
+def test_an_evaluation_carries_the_panel_which_is_made_once(lab, trained, tiny, monkeypatch):
+    assert lab("evaluate", *tiny, "attack=fgsm", *small()).status == 0
+    monkeypatch.setattr("robustbench_lab.checks.Panel.run", None)  # a second run would fail
+    assert lab("evaluate", *tiny, "attack=pgd", "attack.steps=3", *small()).status == 0
+    first, second = record_of(trained, "fgsm-white"), record_of(trained, "pgd-white")
+    assert first["panel"] == second["panel"]
+    assert first["panel"]["n"] == 20
+    assert set(first["panel"]["accuracy"]) == {"one_step", "iterated", "longer", "larger", "unbounded", "queries", "random"}
+    assert not {"ids", "right"} & set(first["panel"])
+
+
+def test_no_panel(lab, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
+    assert "panel" not in record_of(trained, "fgsm-white")
+    assert not (trained / "panel").exists()
+    ended = lab("check", *tiny, "panel=none")
+    assert ended.status == 2
+    assert "error: panel.images: expected at least 1" in ended.err
+
+
+def test_the_panel_of_an_unbounded_evaluation_has_the_datasets_ball(lab, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=deepfool", "budget=box", *small()).status == 0
+    record = record_of(trained, "deepfool-white")
+    assert record["config"]["budget"]["eps"] == "inf"
+    assert (record["panel"]["norm"], record["panel"]["eps"]) == ("linf", 0.1)
+
+
+def test_a_list_of_attacks_tells_who_broke_what(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack=worst_of", "attack.attacks.pgd.steps=5", "+attack@attack.attacks.square=square",
+                "attack.attacks.square.queries=10", "panel=none")  # fmt: skip
+    assert ended.status == 0, ended.err
+    record = record_of(trained, "worst_of-white")
+    stages = record["stages"]
+    assert [stage["attack"] for stage in stages] == ["fgsm", "pgd", "square"]
+    assert record["attacked"] >= stages[0]["survivors"] >= stages[1]["survivors"] >= stages[2]["survivors"] == record["robust_correct"]
+    assert stages[0]["forward_per_attacked_image"] == 1
+    assert stages[2]["backward_per_attacked_image"] == 0
+    assert sum(stage["forward_per_attacked_image"] for stage in stages) == record["forward_per_attacked_image"]
+    assert sum(stage["seconds"] for stage in stages) == record["seconds"]
+
+
+def test_wrong_words_for_a_panel(lab, trained, tiny):
+    for word, message in {
+        "panel.tolerance=-1": "panel.tolerance: expected a whole number >= 0, got -1",
+        "panel.iterated.steps=0": "panel.iterated.steps: expected a whole number >= 1, got 0",
+        "eot_samples=0": "eot_samples: expected a whole number >= 1, got 0",
+        "verdict_draws=x": "verdict_draws: expected a whole number >= 1, got 'x'",
+        "search_precision=fp16": "search_precision: expected fp32 or bf16, got 'fp16'",
+    }.items():
+        ended = lab("evaluate", *tiny, "attack=fgsm", word)
+        assert ended.status == 2
+        assert f"error: {message}" in ended.err
+    assert not (trained / "evaluate").exists()
+
+
+def test_a_search_in_bf16_is_another_evaluation(lab, trained, tiny):
+    for precision in ("fp32", "bf16"):
+        assert lab("evaluate", *tiny, "attack.steps=3", f"search_precision={precision}", "panel=none").status == 0
+    assert len(list((trained / "evaluate").iterdir())) == 2
+
+
+def test_an_attack_that_asks_for_what_the_threat_model_hides(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack=square", "threat_model=black_queries", "threat_model.answers=labels")
+    assert ended.status == 2
+    assert "error: threat_model.answers=labels hides the logits, but the attack needs them; choose an attack on labels" in ended.err
+    ended = lab("evaluate", *tiny, "attack=autoattack", "threat_model=black_queries")
+    assert ended.status == 2
+    assert "error: threat_model.sees=queries gives no gradient" in ended.err
+    assert lab("evaluate", *tiny, "attack=rays", "attack.queries=20", "threat_model=black_queries", "threat_model.answers=labels",
+               "panel=none").status == 0  # fmt: skip
