@@ -66,6 +66,8 @@ class PGD(GradientAttack):
         if self.keep == "first" and decides(model):
             x_adv, todo = x.clone(), torch.arange(len(x), device=x.device)
             for restart in range(self.restarts):
+                if not len(todo):
+                    break
                 found, broken = self._climb(model, x[todo], y[todo], budget, rng[todo].fold("restart", restart), leave=True)
                 x_adv[todo] = found
                 todo = todo[~broken]

@@ -48,6 +48,14 @@ class WorstOf(Attack):
     def needs_logits(self) -> bool:  # type: ignore[override]
         return any(attack.needs_logits for attack in self.attacks.values())
 
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        return any(attack.needs_labels for attack in self.attacks.values())
+
+    @property
+    def batchwise(self) -> bool:  # type: ignore[override]
+        return any(attack.batchwise for attack in self.attacks.values())
+
     def check(self, budget: Budget) -> None:
         super().check(budget)
         for attack in self.attacks.values():

@@ -86,6 +86,8 @@ def test_the_estimate_by_hand(samples: int, linear: tuple[Linear, Tensor, Tensor
     if samples > 1:
         assert len(v.round().flatten(0, 1).unique(dim=0)) > min(4, samples)
         assert v.mean().abs() < 4 / math.sqrt(v.numel())
+    if samples > 64:  # a second word of random bits
+        assert not torch.equal(v[:, 64:].round(), v[:, : samples - 64].round())
     sign = 1.0 - 2.0 * y[:5, None]  # the margin of label 0 rises with the score
     slopes = (v * (v @ model.w)[:, :, None]).mean(1) * sign
     torch.testing.assert_close(estimate.view(5, 9), slopes, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,99 @@
+"""DeepFool: steps to the nearest boundary of the model as it looks when linearised, until the image has crossed it.
+
+Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, Algorithm 2 (l2) and section 3.3 (other norms). As in the authors' Python code
+(LTS4/DeepFool) and Foolbox, the steps add up to one perturbation, and the model is asked at x + (1 + overshoot) times that sum: what is
+returned is what was seen to cross. Algorithm 2 asks at x + the sum and stretches it once, at the end, as ART does.
+Where we differ: each step goes further by NUDGE (Foolbox: 1e-4), so that it crosses without an overshoot, too. The sum is cut by the pixel
+box only where the model is asked, as in Foolbox: for a linear model the cut sum leads to the nearest point of the box, which steps that are
+cut one by one (ART) miss.
+Limits: it stops at the first boundary that it crosses, which need not be the nearest: its distances are upper bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import Attack, is_wrong, require_count, rivals, rows
+from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import Budget, is_number, per_image, require
+
+NUDGE = 1e-5  # fractions of the pixel range; above what float32 rounds away beside a pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(Attack):
+    """The sum of the shortest steps to the nearest linearised boundary, in l2 or linf.
+
+    steps: most steps; an image leaves as soon as it has crossed.
+    candidates: classes whose boundaries count, the likeliest of the clean image and its own among them; with fewer classes, all of them.
+    overshoot: by which share the sum of the steps is stretched.
+    labels: ground_truth (away from y; an image that is misclassified as it is stays as it is), or predicted (away from the prediction).
+
+    An image that never crosses keeps its last point, as in the authors' code: the norm of the sum is what DeepFool reports of an image.
+    """
+
+    needs_finite_ball: ClassVar[bool] = False
+    minimal: ClassVar[bool] = True
+    steps: int
+    candidates: int
+    overshoot: float
+    labels: str
+
+    def __post_init__(self) -> None:
+        require_count(self.steps, "steps")
+        require(
+            isinstance(self.candidates, int) and not isinstance(self.candidates, bool) and self.candidates >= 2,
+            "candidates", "a whole number >= 2: the image's own class and another", self.candidates,
+        )  # fmt: skip
+        require(is_number(self.overshoot) and 0 <= self.overshoot < math.inf, "overshoot", "a number >= 0", self.overshoot)
+        require(self.labels in ("ground_truth", "predicted"), "labels", "ground_truth or predicted", self.labels)
+
+    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+        result, original, box = x.clone(), x, Budget(budget.norm, math.inf)
+        todo, total = torch.arange(len(x), device=x.device), torch.zeros_like(x)
+        point, logits = _asked(model, x)
+        y = y if self.labels == "ground_truth" else logits.argmax(dim=1)
+        goals = rivals(logits.detach(), y, self.candidates - 1)
+        for _ in range(self.steps):
+            crossed = is_wrong(logits, y)
+            result[todo[crossed]] = point.detach()[crossed]
+            if goals.shape[1] * crossed.sum() > (~crossed).sum():  # cheaper: a pass of the others alone than all backward passes of all
+                todo, x, y, goals, total, point = rows(~crossed, todo, x, y, goals, total, point)
+                if not len(todo):
+                    return budget.project(result, original)
+                point, logits = _asked(model, point)
+                crossed = torch.zeros_like(y, dtype=torch.bool)
+            total = total + _step(point, logits, y, goals, box)
+            if crossed.any():
+                todo, x, y, goals, total = rows(~crossed, todo, x, y, goals, total)
+            point, logits = _asked(model, box.project(x + (1 + self.overshoot) * total, x))
+        result[todo] = point.detach()
+        return budget.project(result, original)
+
+
+def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget) -> Tensor:
+    """The shortest step onto the nearest linearised boundary, and NUDGE further; [B, C, H, W].
+
+    One backward pass for each goal [B, M]: that of its logit less the label's.
+    """
+    ahead = logits.gather(1, goals) - logits.gather(1, y[:, None])
+    nearest, best = ahead.new_full((len(y),), math.inf), torch.zeros_like(point)
+    for j, difference in enumerate(ahead.unbind(dim=1)):
+        gradient = torch.autograd.grad(difference.sum(), point, retain_graph=j + 1 < goals.shape[1])[0]
+        slope = gradient.flatten(1).norm(p=2 if box.norm == "l2" else 1, dim=1)  # the dual norm
+        distance = difference.detach().abs() / slope.clamp(min=1e-12)
+        nearer = ~(distance >= nearest)  # a distance that is NaN counts as nearer: the caller must see it
+        nearest = torch.where(nearer, distance, nearest)
+        best = torch.where(per_image(nearer, point), gradient, best)
+    return box.steepest(best) * per_image(nearest + NUDGE, point)
+
+
+def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x as a leaf of the graph, and the logits there: the pass that shows what has crossed is the one that is differentiated."""
+    x = x.detach().requires_grad_()
+    return x, model(x)
