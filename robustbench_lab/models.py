@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -245,6 +246,12 @@ def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]
     return graph, pairs
 
 
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer outside any autocast: an attack compares logits that differ by less than bf16 resolves."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
 class FastCopy(nn.Module):
     """A copy of a defended model, for searches: BatchNorm folded into the convolutions, channels-last, optionally bf16 and compiled.
 
@@ -273,8 +280,10 @@ class FastCopy(nn.Module):
         fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for module in fast.graph.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):  # the rest stays in float32: FM's distances, say, are differences of near numbers
+            if isinstance(module, nn.Conv2d):  # the rest stays in float32: FM's distances, say, are differences of near numbers
                 module.to(fast.dtype)
+            elif type(module) is nn.Linear:
+                module.forward = functools.partial(_linear, module)  # type: ignore[method-assign]
         fast.graph.to(memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         fast.own_loss = model.own_loss
         fast.device_type = next(model.parameters()).device.type

@@ -91,7 +91,8 @@ class CarliniWagner(Attack):
         reached, row = torch.zeros_like(y, dtype=torch.bool), torch.arange(len(y), device=y.device)
         w = ((2 * x - 1) * INSIDE).atanh()
         start = (w.tanh() + 1) / 2  # x, up to rounding: what the distance is measured from, so that it has no slope there
-        mean, square, before = torch.zeros_like(w), torch.zeros_like(w), torch.full_like(constant, math.inf)
+        mean, square = torch.zeros_like(w), torch.zeros_like(w)
+        lowest = before = torch.full_like(constant, math.inf)  # loss so far, and at the last look
         for step in range(self.steps):
             x_adv = ((w.tanh() + 1) / 2).requires_grad_()
             logits = model(x_adv)
@@ -107,12 +108,12 @@ class CarliniWagner(Attack):
             scale = square.div(1 - BETAS[1] ** (step + 1)).sqrt_().add_(TINY)
             w.addcdiv_(mean, scale, value=-self.step_size / (1 - BETAS[0] ** (step + 1)))
             out = best.done[todo]
+            lowest = torch.minimum(lowest, distance + hinge.detach())
             if self.abort_early is not None and step % self.abort_early == 0:
-                loss = distance + hinge.detach()
-                out, before = out | ~(loss <= FALL * before), loss
+                out, before = out | ~(lowest <= FALL * before), lowest
             if out.any():
-                row, todo, y, constant, start, w, mean, square, before = rows(
-                    ~out, row, todo, y, constant, start, w, mean, square, before
+                row, todo, y, constant, start, w, mean, square, lowest, before = rows(
+                    ~out, row, todo, y, constant, start, w, mean, square, lowest, before
                 )  # fmt: skip
                 if not len(row):
                     break

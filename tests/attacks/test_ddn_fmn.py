@@ -37,8 +37,8 @@ def streams(n: int) -> ImageRandom:
 
 
 def linear(classes: int, low: float = 0.4, high: float = 0.6) -> tuple[Linear, Tensor, Tensor]:
-    """A linear classifier of 1x3x3 images whose boundaries cross the middle of the box. The weights of two classes differ by the same length
-    for any two, so that the likeliest other class is also the nearest; a third class lies clearly behind it."""
+    """A linear classifier of 1x3x3 images whose boundaries cross the middle of the box. The weights of any two classes differ by the same
+    length, so that the likeliest other class is also the nearest; a third one lies clearly behind it."""
     generator = torch.Generator().manual_seed(classes)
     w = 20 * (torch.arange(9) % classes == torch.arange(classes)[:, None]) * torch.randn(9, generator=generator).sign()
     x = low + (high - low) * torch.rand(400, 1, 3, 3, generator=generator)
