@@ -3,8 +3,8 @@ works.
 
 Source: Carlini and Wagner 2017, arXiv:1608.04644, sections V (f6, change of variables) and VI-A; the search for c and the early abort: the
 authors' code (carlini/nn_robust_attacks, l2_attack.py).
-Where we differ: the early abort looks at each image alone (the authors, Foolbox: at the sum over the batch), so that a result does not
-depend on the batch. With 10 searches or more, the authors' last one repeats the smallest c that has worked, which would find the same
+Where we differ: the early abort looks at the lowest loss so far of each image alone (the authors, Foolbox: at the last loss, summed over the
+batch), so that a result does not depend on the batch, and a loss that swings does not end a search. With 10 searches or more, the authors' last one repeats the smallest c that has worked, which would find the same
 points again: here it goes on halving; an image for which no c has worked gets `largest_constant` there, as with the authors. Where no point
 reaches the confidence, the misclassified one of the highest margin counts: no image is called robust by the measure alone.
 Limits: pixels at 0 or 1 hardly move at first, for tanh is flat there; a short search with a small step size barely leaves x.
@@ -38,7 +38,7 @@ class CarliniWagner(Attack):
     searches: constants tried: 10 times the last one until one works, then halfway between the largest that fails and the smallest that
     works.
     initial_constant, largest_constant: the first c, and the most that it may be.
-    abort_early: after every so many steps, an image whose loss has not fallen by 0.01 % leaves this search; null: never.
+    abort_early: after every so many steps, an image whose lowest loss has not fallen by 0.01 % leaves this search; null: never.
 
     In a finite ball, an image whose verdict the model decides leaves as soon as a point inside is found: its distance is an upper bound.
     """
