@@ -79,7 +79,7 @@ class Panel:
             if attack is not None:
                 outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), **how)
                 facts["clean_accuracy"] = float(outcome.clean.mean())
-                right[name] = (outcome.right > 0).tolist()
+                right[name] = outcome.robust.tolist()
         return {
             "norm": budget.norm, "eps": budget.eps, "n": len(chosen), **facts,
             "accuracy": {name: sum(flags) / len(chosen) for name, flags in right.items()},

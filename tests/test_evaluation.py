@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.checks import warnings_of
+from robustbench_lab.config import compose, evaluation_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Outcome, check_images, evaluate, predictions
+from robustbench_lab.jobs.evaluate import record_of
 from robustbench_lab.models import Defended, Front, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, ThreatModel
@@ -452,6 +454,43 @@ def test_the_white_box_goes_through_the_front(built: Callable[..., Any]) -> None
     assert outcome.clean.all()
     assert outcome.robust.all()  # Half(1.0) = .5 is not above the threshold
     assert not judged(Defended(Threshold()), data, built("attack", "fgsm")).clean.any()
+
+
+# Records
+
+
+def record_with(outcome: Outcome, stages: list[str], stochastic: bool) -> dict[str, Any]:
+    overrides = ["attack=worst_of"]
+    cfg, choices = compose("evaluate", overrides)
+    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, torch.device("cpu"))
+
+
+def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
+    """Four draws: the first image is always right, the second in half of them when attacked, the third never, two are wrong anyway."""
+    outcome = Outcome.empty(data.ids.numpy(), stages=2)
+    outcome.clean[:] = [True, True, True, True, False]
+    outcome.clean_right[:] = [1, 1, 1, 0.75, 0]
+    outcome.right[:] = [1, 0.5, 0, 0.25, 0]
+    outcome.broken_by[:] = [-1, -1, 0, -1, -1]
+    outcome.distance[:4] = [0.1, 0.1, 0.05, 0.1]
+    outcome.forward[:], outcome.backward[:], outcome.seconds[:] = [8, 4], [4, 0], [2.0, 1.0]
+    record = record_with(outcome, ["one", "two"], stochastic=True)
+    assert (record["clean_correct"], record["robust_correct"], record["attacked"], record["n"]) == (4, 1, 4, 5)
+    assert record["draws"] == {"count": 10, "clean_accuracy_mean": pytest.approx(0.75), "robust_accuracy_mean": pytest.approx(0.35)}
+    assert record["stages"] == [
+        {"attack": "one", "survivors": 3, "forward_per_attacked_image": 2, "backward_per_attacked_image": 1, "seconds": 2},
+        {"attack": "two", "survivors": 3, "forward_per_attacked_image": 1, "backward_per_attacked_image": 0, "seconds": 1},
+    ]
+    assert (record["forward_per_attacked_image"], record["seconds"]) == (3, 3)
+    assert record["distance_of_broken"]["mean"] == pytest.approx(0.05)
+    assert record_with(outcome, ["one", "two"], stochastic=False)["draws"] is None
+
+
+def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
+    record = record_with(Outcome.empty(data.ids.numpy()), ["one"], stochastic=False)
+    assert (record["attacked"], record["forward_per_attacked_image"], record["distance_of_broken"]["mean"]) == (0, None, None)
+    assert record["stages"][0]["forward_per_attacked_image"] is None
+    assert "collapsed" in [warning["code"] for warning in record["warnings"]]
 
 
 # Warnings

@@ -1,11 +1,15 @@
 """The scripts that a person runs by hand: that they run, and what they refuse."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.models import Defended
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -21,6 +25,31 @@ def test_the_benchmark_prints_every_row_with_its_ratio():
     assert [row[0].split(",")[0] for row in rows[2:]] == ["plain loop (fp32)", *["ours"] * 3, *["floor"] * 3]
     assert rows[2][4] == "1.00"
     assert all(float(entry) > 0 for row in rows[2:] for entry in row[1:])
+
+
+def test_the_attack_benchmark_prints_every_peer(
+    digits: tuple[ImageSet, ImageSet], digits_model: Defended, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the digits, a few images each; what it measures there means nothing."""
+    for peer in ("foolbox", "art", "pyautoattack"):
+        pytest.importorskip(peer, reason="the parity extra is not installed")
+    monkeypatch.syspath_prepend(SCRIPTS)
+    benchmark = importlib.import_module("benchmark_attacks")
+    monkeypatch.setattr(benchmark, "trained", lambda name, device: (digits_model, digits[1]))
+    benchmark.attacks(["pgd20", "deepfool"], scale=0.02, repeats=1, device="cpu")
+    rows = [
+        [entry.strip() for entry in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ]
+    assert [row[1] for row in rows[2:]] == ["Foolbox", "ART", "ours", "ours, search in bf16", "Foolbox", "ART", "ours"]
+    assert "PGD-20; undefended CIFAR-10 ResNet-20; linf 0.03137; n = 5" in rows[2][0]
+    for row in rows[2:]:
+        assert float(row[4]) > 0
+        assert bool(row[5]) == bool(row[6]) == row[1].startswith("ours")
+    assert "(aim 8)" in rows[4][5]
+    with pytest.raises(SystemExit, match=r"error: --only: expected some of pgd20, .*, got pgd2"):
+        benchmark.attacks(["pgd2"], 1, 1, "cpu")
+    digits_model._fast.clear()
+    digits_model.requires_grad_(False)
 
 
 def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):

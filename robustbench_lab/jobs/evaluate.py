@@ -109,10 +109,15 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         write_json(folder / RECORD_FILE, record)
         partial.unlink(missing_ok=True)
     low, high = record["robust_interval"]
+    lines = [f"warning {warning['code']}: {warning['message']}" for warning in record["warnings"]]
+    if len(record["stages"]) > 1:
+        lines.insert(
+            0, f"of {record['attacked']}: " + ", ".join(f"{stage['attack']} leaves {stage['survivors']}" for stage in record["stages"])
+        )
     log.info(
         "%s on %s: clean %.2f %%, robust %.2f %% (95 %% interval %.2f to %.2f, n = %d)%s\n  %s",
         evaluation.name, evaluation.run.name, 100 * record["clean_accuracy"], 100 * record["robust_accuracy"], 100 * low, 100 * high,
-        record["n"], "".join(f"\n  warning {warning['code']}: {warning['message']}" for warning in record["warnings"]), folder,
+        record["n"], "".join(f"\n  {line}" for line in lines), folder,
     )  # fmt: skip
     return folder
 
