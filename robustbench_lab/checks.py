@@ -18,8 +18,9 @@ from torch import Tensor
 
 from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import evaluate
-from robustbench_lab.models import Defended, cross_entropy, frozen
+from robustbench_lab.models import Defended, cross_entropy, frozen, full_precision
 from robustbench_lab.threats import Budget, is_number, require
 
 
@@ -27,16 +28,17 @@ from robustbench_lab.threats import Budget, is_number, require
 class Panel:
     """What is tried on a model, on a few of its test images, with the attacker seeing everything.
 
-    images: how many, spread evenly over the split; 0: no panel. one_step, iterated, longer (iterated, with more steps), queries, random,
-    strongest: attacks; strongest may be null. larger: what eps is multiplied by. tolerance: how many images may stand on the wrong
-    side by chance; zero_gradients, unbounded: share of images without a gradient, and accuracy in an unbounded ball,
-    that are still sound; gap: what the strongest attack may take from the iterated one.
+    images: how many, spread evenly over the split; 0: no panel. one_step, iterated, longer (iterated, with more steps), margin (iterated,
+    on another loss), queries, random, strongest: attacks; strongest may be null. larger: what eps is multiplied by. tolerance: how many
+    images may stand on the wrong side by chance; zero_gradients, unbounded: share of images without a gradient, and accuracy in an
+    unbounded ball, that are still sound; gap: what the strongest attack may take from the iterated one.
     """
 
     images: int
     one_step: Attack
     iterated: Attack
     longer: Attack
+    margin: Attack
     queries: Attack
     random: Attack
     strongest: Attack | None
@@ -55,6 +57,16 @@ class Panel:
             value = getattr(self, name)
             require(is_number(value) and 0 <= value < 1, name, "a share of the images, 0 <= share < 1", value)
 
+    def check(self, budget: Budget) -> None:
+        """Stop if one of the attacks cannot search this ball."""
+        for name in ("one_step", "iterated", "longer", "margin", "queries", "random", "strongest"):
+            attack = getattr(self, name)
+            if attack is not None:
+                try:
+                    attack.check(budget)
+                except LabError as error:
+                    raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
+
     def run(self, defended: Defended, data: ImageSet, budget: Budget, **how: Any) -> dict[str, Any]:
         """The figures: what the outputs look like, and which of the panel's images each attack leaves right.
 
@@ -68,6 +80,7 @@ class Panel:
             "one_step": (self.one_step, budget.eps),
             "iterated": (self.iterated, budget.eps),
             "longer": (self.longer, budget.eps),
+            "margin": (self.margin, budget.eps),
             "larger": (self.iterated, min(self.larger * budget.eps, whole)),
             "unbounded": (self.iterated, whole),
             "queries": (self.queries, budget.eps),
@@ -77,7 +90,10 @@ class Panel:
         right = {}
         for name, (attack, eps) in attempts.items():
             if attack is not None:
-                outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), **how)
+                try:
+                    outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), **how)
+                except LabError as error:
+                    raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
                 facts["clean_accuracy"] = float(outcome.clean.mean())
                 right[name] = outcome.robust.tolist()
         return {
@@ -91,14 +107,14 @@ def outputs(defended: Defended, data: ImageSet, batch_size: int) -> dict[str, An
     """Whether the model returns probabilities, whether its output is random, and for which share of the images its gradient is zero."""
     probabilities, random, zeros = True, False, 0
     for x, y, _ in data.batches(torch.arange(len(data)), batch_size):
-        with frozen(defended, fast=False) as model:
+        with frozen(defended, fast=False) as model, full_precision():
             x = x.requires_grad_()
-            logits = model(x)
-            gradient = torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0]
+            gradient = torch.autograd.grad(cross_entropy(model(x), y).sum(), x)[0]
             zeros += int((gradient == 0).flatten(1).all(dim=1).sum())
-            probabilities &= is_distribution(logits.detach())
             with torch.no_grad():
-                random |= not torch.equal(model(x.detach()), logits)
+                logits = model(x)
+                random |= not torch.equal(model(x), logits)
+            probabilities &= is_distribution(logits)
     return {"probabilities": probabilities, "random_output": random, "zero_gradients": zeros / len(data)}
 
 
@@ -120,7 +136,7 @@ def signs(panel: Panel, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             sign(code, f"{words}: {percent(accuracy[one])} against {percent(accuracy[other])}", **{k: accuracy[k] for k in (one, other)})
 
     def missed(code: str, finder: str, words: str) -> None:
-        white = [a and b for a, b in zip(facts["right"]["iterated"], facts["right"]["longer"], strict=True)]
+        white = [all(flags) for flags in zip(*(facts["right"][name] for name in ("iterated", "longer", "margin")), strict=True)]
         share = sum(w and not f for w, f in zip(white, facts["right"][finder], strict=True)) / n
         if above(share, panel.tolerance / n):
             sign(code, f"{words} {percent(share)} of the images that iterated attacks missed", missed=share)
@@ -209,7 +225,7 @@ def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> li
                 "chance": 1 / classes,
             }
         )
-    samples = record["config"].get("eot_samples", 1) * record["config"]["attack"].get("eot_samples", 1)
+    samples = record["eot_samples"]
     if stochastic and samples == 1:
         found.append(
             {

@@ -85,7 +85,8 @@ class Evaluation:
     def fingerprint(self) -> str:
         seen = {k: v for k, v in self.config["threat_model"].items() if k != "overrides"}  # the source's content says it better
         source = self.source.fingerprint if self.source else None
-        return fingerprint({**self.config, "threat_model": seen, "source": source})
+        order = _order(self.config["attack"])  # which attack is tried first changes who is credited
+        return fingerprint({**self.config, "threat_model": seen, "source": source, **({"order": order} if order else {})})
 
     @property
     def name(self) -> str:
@@ -96,6 +97,11 @@ class Evaluation:
         parent = self.run.folder(output_root) / "evaluate"
         existing = sorted(parent.glob(f"*-{self.fingerprint}"))
         return existing[0] if existing else parent / self.name
+
+
+def _order(attack: Mapping[str, Any]) -> list[Any]:
+    """The names of a list of attacks, in order, with those of lists within it."""
+    return [[name, _order(part)] for name, part in attack.get("attacks", {}).items()]
 
 
 def canonical(value: object) -> object:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, is_random, is_wrong
+from robustbench_lab.attacks.gradients import Attack, is_random, margin
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, frozen, full_precision
@@ -25,6 +25,7 @@ from robustbench_lab.threats import Budget
 from robustbench_lab.views import Averaged, Counted, NotFinite, Queries
 
 SAVE_EVERY = 30.0  # seconds between partial outcomes
+DOUBT = {"fp32": 1e-4, "bf16": 1e-2}  # margins, as shares of the largest logit, below which two passes may disagree
 NOT_FINITE = "attack {} returned pixels that are not finite; does the model return finite gradients?"
 
 
@@ -85,10 +86,11 @@ def evaluate(
 ) -> Outcome:
     """Attack every image that is right when clean; go on from `outcome` where one is given, and hand partial ones to `save`.
 
-    Images are [B, C, H, W] in [0, 1] on the models' device. An image's result depends on its identity and `seed`, not on its batch.
+    Images are [B, C, H, W] in [0, 1] on the models' device. Against a deterministic model an image's result depends on its identity and
+    `seed`, not on its batch; the noise of a stochastic one may belong to a place in the batch.
     draws: how often a stochastic model is asked for its verdict; eot_samples: passes that the attack averages on one. precision: of the
-    search, fp32 or bf16; the verdict is always in full precision, and an image whose verdict differs from what the search saw is attacked
-    again in full precision.
+    search, fp32 or bf16; the verdict is always in full precision, and an image that is right by so little that the search may have seen it
+    broken is attacked again in full precision, to the end.
     Raises LabError, naming the attack, when it returns images that are not finite or lie outside the budget by more than 1e-6, and when
     the model returns values that are not finite.
     """
@@ -114,7 +116,7 @@ def evaluate(
                 started = time.perf_counter()
                 rng = ImageRandom.of(ids[left], seed, "attack")
                 rng = rng.fold("stage", name) if len(stages) > 1 else rng
-                x_adv, now, passes = search(stage, judge, x[left], y[left], ids[left], budget, rng)
+                x_adv, now, passes = search(name, stage, judge, x[left], y[left], ids[left], budget, rng)
                 worse = now < right[left]
                 distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
                 right[left] = torch.minimum(now, right[left])
@@ -171,22 +173,23 @@ class Search:
         return self.view.model if isinstance(self.view, Queries) else self.view
 
     def __call__(
-        self, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
+        self, name: str, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """x_adv [B, C, H, W]; the share of draws in which each image is right, float64 [B]; images sent forward and backward."""
         decides = self.base is judge.defended and not judge.defended.stochastic
-        with frozen(self.base) as target, drawn(is_random(self.base), self.seed, "attack", type(attack).__name__, int(ids[0])):
+        with frozen(self.base) as target, drawn(is_random(self.base), self.seed, "attack", name, int(ids[0])):
             model = self._seen(target, decides)
             x_adv = self._attack(attack, model, x, y, ids, budget, rng)
             right = judge(x_adv, y, ids)[1]
             doubtful = torch.zeros_like(right, dtype=torch.bool)
-            if decides and target is not self.base:  # a fast copy: what it saw broken, the judge must see broken
+            if decides:  # what the attack saw broken, in another batch or precision, the judge must see broken
                 with torch.no_grad():
-                    doubtful = (right > 0) & is_wrong(target(x_adv), y)
+                    logits = target(x_adv)
+                doubtful = (right > 0) & (margin(logits, y) > -DOUBT[self.precision] * logits.abs().amax(dim=1))
         passes = model.forward_images, model.backward_images
         if doubtful.any():
             with frozen(self.base, fast=False) as target:
-                model = self._seen(target, decides)
+                model = self._seen(target, decides=False)  # to the end: it may not leave on a verdict that the judge does not share
                 x_adv[doubtful] = self._attack(attack, model, x[doubtful], y[doubtful], ids[doubtful], budget, rng[doubtful])
             right[doubtful] = judge(x_adv[doubtful], y[doubtful], ids[doubtful])[1]
             passes = passes[0] + model.forward_images, passes[1] + model.backward_images

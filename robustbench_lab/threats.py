@@ -45,6 +45,8 @@ class Budget:
     def __post_init__(self) -> None:
         require(self.norm in NORMS, "norm", f"one of {', '.join(NORMS)}", self.norm)
         require(is_number(self.eps) and self.eps >= 0, "eps", "a number >= 0, such as 0.1, 8/255 or inf", self.eps)
+        whole = self.norm != "l0" or self.eps == math.inf or float(self.eps).is_integer()
+        require(whole, "eps", "a whole number of pixels, or inf, with norm=l0", self.eps)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point of the ball, then of the box. As x lies in the box, the second step does not leave the ball."""

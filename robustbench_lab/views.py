@@ -47,7 +47,8 @@ class Queries(nn.Module):
 class Averaged(nn.Module):
     """A model with random output, averaged: each forward pass is the mean of the logits of `samples` passes.
 
-    What an attack differentiates is then the expectation over the draws (EOT, Athalye et al. 2018, arXiv:1802.00420, section 4.2).
+    What an attack differentiates is then the expectation over the draws (EOT, Athalye et al. 2018, arXiv:1802.00420, section 4.2). The
+    graphs of all passes are held at once: where memory is short, lower batch_size.
     """
 
     def __init__(self, model: nn.Module, samples: int) -> None:
@@ -72,11 +73,12 @@ class Counted(nn.Module):
         self.own_loss = own_loss(model)
         self.decides = decides
         self.stochastic = stochastic
+        self.samples = getattr(model, "samples", 1)  # passes behind one answer
         self.forward_images = 0
         self.backward_images = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forward_images += len(x)
+        self.forward_images += self.samples * len(x)
         logits = self.model(x)
         if not torch.isfinite(logits).all():
             raise NotFinite(x[~torch.isfinite(logits).all(dim=1)])
@@ -85,7 +87,7 @@ class Counted(nn.Module):
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_images += len(gradient)
+        self.backward_images += self.samples * len(gradient)
 
 
 class NotFinite(LabError):

@@ -135,7 +135,17 @@ def test_outputs(digits_model: Defended, digits: tuple[ImageSet, ImageSet]) -> N
 
 def facts_of(**accuracy: float) -> dict[str, Any]:
     """A sound model's figures, changed; 100 images of which the first so many are right."""
-    figures = {"one_step": 0.6, "iterated": 0.5, "longer": 0.5, "larger": 0.2, "unbounded": 0.0, "queries": 0.55, "random": 0.9, **accuracy}
+    figures = {
+        "one_step": 0.6,
+        "iterated": 0.5,
+        "longer": 0.5,
+        "margin": 0.5,
+        "larger": 0.2,
+        "unbounded": 0.0,
+        "queries": 0.55,
+        "random": 0.9,
+        **accuracy,
+    }
     return {
         "norm": "linf", "eps": 0.1, "n": 100, "probabilities": False, "random_output": False, "eot_samples": 1, "zero_gradients": 0.0,
         "clean_accuracy": 0.95, "accuracy": figures, "ids": list(range(100)),
@@ -155,6 +165,7 @@ def facts_of(**accuracy: float) -> dict[str, Any]:
         (facts_of(unbounded=0.06), ["unbounded_attack_fails"]),
         (facts_of(queries=0.46), ["queries_beat_gradients"]),
         (facts_of(queries=0.46, longer=0.4), []),  # the longer attack found them too
+        (facts_of(queries=0.46, margin=0.4), []),
         (facts_of(random=0.46), ["random_draws_beat_gradients"]),
         (facts_of(strongest=0.4), []),
         (facts_of(strongest=0.39), ["autoattack_far_below_pgd"]),

@@ -280,7 +280,7 @@ def test_the_attacker_averages_over_the_draws(data: ImageSet, built: Callable[..
     model = Defended(Noisy(), stochastic=True)
     outcome = judged(model, data, built("attack", "pgd", "attack.steps=3"), draws=4, eot_samples=7, batch_size=5)
     attacked = int((outcome.clean_right > 0).sum())
-    assert outcome.forward.tolist() == outcome.backward.tolist() == [3 * attacked]  # an averaged answer counts once
+    assert outcome.forward.tolist() == outcome.backward.tolist() == [7 * 3 * attacked]
     constant = Averaged(Defended(Threshold()), 3)
     x = torch.tensor([0.2, 0.7]).view(2, 1, 1, 1)
     torch.testing.assert_close(constant(x), Threshold()(x))
@@ -462,7 +462,7 @@ def test_the_white_box_goes_through_the_front(built: Callable[..., Any]) -> None
 def record_with(outcome: Outcome, stages: list[str], stochastic: bool) -> dict[str, Any]:
     overrides = ["attack=worst_of"]
     cfg, choices = compose("evaluate", overrides)
-    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, torch.device("cpu"))
+    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, 1, torch.device("cpu"))
 
 
 def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
@@ -496,10 +496,11 @@ def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
 # Warnings
 
 
-def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, **attack: int) -> dict[str, Any]:
+def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, eot_samples: int = 1) -> dict[str, Any]:
     return {
         "clean_accuracy": accuracy,
-        "config": {"attack": attack, "threat_model": {"sees": sees}},
+        "eot_samples": eot_samples,
+        "config": {"threat_model": {"sees": sees}},
         "run": {"fingerprint": "this"},
         "source": None if source is None else {"fingerprint": source},
     }

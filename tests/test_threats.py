@@ -11,11 +11,10 @@ from torch import Tensor
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import NORMS, Budget, ThreatModel
+from robustbench_lab.threats import Budget, ThreatModel
 
 SHAPE = (3, 2, 3)  # images, each two rows of three pixels
 BALLS = ("linf", "l2")  # the norms that have a direction
-norms = st.sampled_from(NORMS)
 ball_sizes = st.one_of(st.sampled_from([0.0, 1e-30, 1e-8, 8 / 255, 0.5, 100.0, math.inf]), st.floats(0, 3))
 pixels = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1, width=32))
 anything = st.one_of(st.sampled_from([0.0, 1.0, -1e-30, 1e-30]), st.floats(-1000, 1000, width=32))
@@ -33,7 +32,10 @@ def lengths(delta: Tensor, norm: str) -> Tensor:
     return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
 
 
-budgets = st.builds(Budget, norms, ball_sizes)
+budgets = st.one_of(
+    st.builds(Budget, st.sampled_from(BALLS), ball_sizes),
+    st.builds(Budget, st.just("l0"), st.sampled_from([0.0, 1, 2, 5, 6.0, 100, math.inf])),
+)
 quick = settings(max_examples=80, deadline=None)
 
 
@@ -167,10 +169,12 @@ def test_in_l0_pixels_are_counted_whole() -> None:
     assert Budget("l0", 3).distance(x_adv, x).tolist() == [2]
     assert Budget("l0", 2).contains(x_adv, x)
     assert not Budget("l0", 1).contains(x_adv, x)
-    torch.testing.assert_close(Budget("l0", 1.9).project(x_adv, x), x + torch.tensor([[[[0.0, 0.0, -0.2]], [[0.0, 0.0, 0.25]]]]))
+    torch.testing.assert_close(Budget("l0", 1).project(x_adv, x), x + torch.tensor([[[[0.0, 0.0, -0.2]], [[0.0, 0.0, 0.25]]]]))
     assert torch.equal(Budget("l0", 0).project(x_adv, x), x)
     beyond = x + torch.tensor([[[[0.6, 0.0, 9.0]], [[0.0, 0.0, 0.0]]]])  # what the box cuts does not count
     assert Budget("l0", 1).project(beyond, x)[0, :, 0].tolist() in ([[1.0, 0.5, 0.5], [0.5] * 3], [[0.5, 0.5, 1.0], [0.5] * 3])
+    with pytest.raises(LabError, match=r"^eps: expected a whole number of pixels, or inf, with norm=l0, got 0\.5"):
+        Budget("l0", 0.5)
     with pytest.raises(LabError, match=r"^budget\.norm: in l0 there is no steepest step"):
         Budget("l0", 1).steepest(x)
 

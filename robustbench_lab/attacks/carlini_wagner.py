@@ -3,11 +3,11 @@ works.
 
 Source: Carlini and Wagner 2017, arXiv:1608.04644, sections V (f6, change of variables) and VI-A; the search for c and the early abort: the
 authors' code (carlini/nn_robust_attacks, l2_attack.py).
-Where we differ: the early abort looks at each image's own lowest loss so far (the authors, Foolbox: at the last loss, summed over the batch),
-so that a result does not depend on the batch, and a loss that swings ends no search. With 10 searches or more, the authors' last one
-repeats the smallest c that has worked, which would find the same points again: here it goes on halving; an image for which no c has worked
-gets `largest_constant` there, as with the authors. Where no point reaches the confidence, the misclassified one of the highest margin
-counts: no image is called robust by the measure alone.
+Where we differ: the early abort looks at each image's own lowest loss so far (the authors and Foolbox at the last loss, summed over the
+batch), so that a result does not depend on the batch, and a loss that swings ends no search. With 10 searches or more, the authors' last
+one repeats the smallest c that has worked, which would find the same points again: here it goes on halving; an image for which no c has
+worked gets `largest_constant` there, as with the authors. Where no point reaches the confidence, the misclassified one of the highest
+margin counts: no image is called robust by the measure alone.
 Limits: pixels at 0 or 1 hardly move at first, for tanh is flat there; a short search with a small step size barely leaves x.
 """
 
@@ -139,5 +139,6 @@ class _Best:
         new = torch.nonzero(better)[:, 0]
         at = todo[new]
         self.x[at], self.distance[at], self.margin[at] = rows(new, x_adv, distance, gap)
-        self.done[at] = self.ball.distance(self.x[at], self.clean[at]) <= self.ball.eps
+        inside = self.ball.distance(self.x[at], self.clean[at]) <= self.ball.eps
+        self.done[at] = inside & ((gap[new] >= self.confidence) | (self.ball.eps > 0))  # a ball: the model decides, no confidence is asked
         return wrong & (gap >= self.confidence)

@@ -65,7 +65,7 @@ class DeepFool(Attack):
             if goals.shape[1] * crossed.sum() > (~crossed).sum():  # cheaper: a pass of the others alone than all backward passes of all
                 todo, x, y, goals, total, point = rows(~crossed, todo, x, y, goals, total, point)
                 if not len(todo):
-                    return budget.project(result, original)
+                    break
                 point, logits = _asked(model, point)
                 crossed = torch.zeros_like(y, dtype=torch.bool)
             total = total + _step(point, logits, y, goals, box)

@@ -99,11 +99,11 @@ class Attack(ABC):
 
 
 def decides(model: nn.Module) -> bool:
-    """Whether an image that this model misclassifies is broken, so that an attack may leave it alone.
+    """Whether an image that this model misclassifies is broken, so that an attack may leave it alone; only an evaluation says so.
 
-    Not so when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
+    Not so in training, when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
     """
-    return getattr(model, "decides", True)
+    return getattr(model, "decides", False)
 
 
 def is_random(model: nn.Module) -> bool:

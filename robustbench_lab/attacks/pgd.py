@@ -70,6 +70,9 @@ class PGD(GradientAttack):
                     break
                 found, broken = self._climb(model, x[todo], y[todo], budget, rng[todo].fold("restart", restart), leave=True)
                 x_adv[todo] = found
+                if restart + 1 < self.restarts and not broken.all():  # the last iterates have not been asked about yet
+                    with torch.no_grad():
+                        broken[~broken] = is_wrong(model(found[~broken]), y[todo[~broken]])
                 todo = todo[~broken]
             return x_adv
         if self.restarts == 1 and self.keep != "best":

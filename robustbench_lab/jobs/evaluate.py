@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
+from robustbench_lab.attacks.gradients import Attack, is_random
 from robustbench_lab.checks import Panel, compared, signs, warnings_of
 from robustbench_lab.config import (
     Evaluation,
@@ -64,62 +66,77 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
     check_view(threat_model, attack)
-    panel, ball = panel_of(cfg)
-    how = how_of(cfg)
+    look, how = panel_of(cfg), how_of(cfg)
     digests = {"run": digest_of(evaluation.run, output_root)}
     if evaluation.source is not None:
         digests["source"] = digest_of(evaluation.source, output_root)
+    key = look.key(digests["run"], how)
     folder = evaluation.folder(output_root)
-    if not cfg.force and _finished(folder, digests):
+    if not cfg.force and _finished(folder, digests, key):
         return folder
     device = device_of(cfg.device)
     dataset, defended, defense = load_run(evaluation.run, evaluation.run.folder(output_root), device)
     source = None
     if evaluation.source is not None:
-        _, source, _ = load_run(evaluation.source, evaluation.source.folder(output_root), device)
+        same = evaluation.source.fingerprint == evaluation.run.fingerprint  # the twin of an undefended run is that run
+        source = defended if same else load_run(evaluation.source, evaluation.source.folder(output_root), device)[1]
     view = attacker_view(threat_model, defended, source, undefended=type(defense) is Defense)
     where = plain(cfg, "data")["data"]
     data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
 
     with locked(folder, log.info), leaving_error(folder):
-        if not cfg.force and _finished(folder, digests):
+        if not cfg.force and _finished(folder, digests, key):
             return folder
-        (folder / RECORD_FILE).unlink(missing_ok=True)
-        partial = folder / PARTIAL_FILE
-        mark = " ".join([evaluation.fingerprint, *digests.values()])
-        outcome = evaluate(
-            defended, view, data, attack, budget, **how,
-            outcome=None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy()),
-            save=lambda outcome: write_arrays(partial, mark=np.array(mark), **_arrays(outcome)),
-        )  # fmt: skip
-        write_arrays(partial, mark=np.array(mark), **_arrays(outcome))  # the panel may take its time
-        facts = panel_facts(panel, ball, evaluation.run, digests["run"], defended, data, how, output_root) if panel.images else None
-        names = [name for name, _ in attack.stages()]
-        record = record_of(evaluation, outcome, names, digests, dataset.classes, defended.stochastic, device)
-        if facts is not None:
-            record["panel"] = {name: entry for name, entry in facts.items() if name not in ("ids", "right", "schema", "run")}
-            verdicts = dict(zip(outcome.ids.tolist(), outcome.robust.tolist(), strict=True))
+        if not cfg.force and _finished(folder, digests, None):  # the same evaluation with another panel
+            record = read_record(folder / RECORD_FILE)
+            record["warnings"] = warnings_of(record, dataset.classes, defended.stochastic)
+        else:
+            (folder / RECORD_FILE).unlink(missing_ok=True)
+            record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, how, digests, dataset.classes, device)
+        if key is not None:
+            arrays = read_arrays(folder / OUTCOME_FILE)
+            facts = panel_facts(look, key, evaluation.run, defended, data, how, output_root, cfg.force)
+            record["panel"] = {"key": key} | {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run")}
+            verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
+            found = {sign["code"]: sign for sign in [*signs(look.panel, facts), *compared(look.panel, facts, record, verdicts)]}
             told = {warning["code"] for warning in record["warnings"]}
-            more = signs(panel, facts) + compared(panel, facts, record, verdicts)
-            record["warnings"] += [sign for sign in more if sign["code"] not in told]
-        write_arrays(
-            folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
-            right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
-        )  # fmt: skip
+            record["warnings"] += [sign for code, sign in found.items() if code not in told]
         write_json(folder / RECORD_FILE, record)
-        partial.unlink(missing_ok=True)
+        (folder / PARTIAL_FILE).unlink(missing_ok=True)
     low, high = record["robust_interval"]
     lines = [f"warning {warning['code']}: {warning['message']}" for warning in record["warnings"]]
     if len(record["stages"]) > 1:
-        lines.insert(
-            0, f"of {record['attacked']}: " + ", ".join(f"{stage['attack']} leaves {stage['survivors']}" for stage in record["stages"])
-        )
+        leaves = ", ".join(f"{stage['attack']} leaves {stage['survivors']}" for stage in record["stages"])
+        lines.insert(0, f"of {record['attacked']}: {leaves}")
     log.info(
         "%s on %s: clean %.2f %%, robust %.2f %% (95 %% interval %.2f to %.2f, n = %d)%s\n  %s",
         evaluation.name, evaluation.run.name, 100 * record["clean_accuracy"], 100 * record["robust_accuracy"], 100 * low, 100 * high,
         record["n"], "".join(f"\n  {line}" for line in lines), folder,
     )  # fmt: skip
     return folder
+
+
+def _attacked(
+    cfg: DictConfig, evaluation: Evaluation, folder: Path, attack: Attack, budget: Budget, view: nn.Module, defended: Defended,
+    data: ImageSet, how: dict[str, Any], digests: dict[str, str], classes: int, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of an evaluation that is made now, or resumed; its outcome is on disk, in full, when this returns."""
+    partial, names = folder / PARTIAL_FILE, [name for name, _ in attack.stages()]
+    mark = " ".join([evaluation.fingerprint, *digests.values(), *names])
+
+    def save(outcome: Outcome) -> None:
+        write_arrays(partial, mark=np.array(mark), **_arrays(outcome))
+
+    known = None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy())
+    outcome = evaluate(defended, view, data, attack, budget, **how, outcome=known, save=save)
+    save(outcome)  # the panel may take its time
+    write_arrays(
+        folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
+        right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
+    )  # fmt: skip
+    averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
+    samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
+    return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device)
 
 
 def how_of(cfg: DictConfig) -> dict[str, Any]:
@@ -134,28 +151,40 @@ def how_of(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def panel_of(cfg: DictConfig) -> tuple[Panel, Budget]:
-    """The panel, and the ball that it tries: the evaluation's own, or the dataset's usual one where that is unbounded or of l0."""
+@dataclass(frozen=True)
+class Look:
+    """A panel, the ball that it tries, and which of the test images there are."""
+
+    panel: Panel
+    ball: Budget
+    test_size: int | None
+
+    def key(self, digest: str, how: dict[str, Any]) -> str | None:
+        """What names this panel's figures for these weights; None for no panel."""
+        kept = {name: entry for name, entry in how.items() if name != "batch_size"}
+        content = {"panel": repr(self.panel), "ball": repr(self.ball), "digest": digest, "test_size": self.test_size, **kept}
+        return fingerprint(content) if self.panel.images else None
+
+
+def panel_of(cfg: DictConfig) -> Look:
+    """The panel with the evaluation's own ball, or the dataset's usual one where that is unbounded or of l0."""
     config = plain(cfg, "panel", "budget", "dataset")
-    budget = build(config["budget"], "budget")
+    panel, budget = build(config["panel"], "panel"), build(config["budget"], "budget")
     if budget.norm == "l0" or not 0 < budget.eps < math.inf:
         budget = Budget(**config["dataset"]["budget"])
-    return build(config["panel"], "panel"), budget
+    if panel.images:
+        panel.check(budget)
+    return Look(panel, budget, config["dataset"].get("test_size"))
 
 
 def panel_facts(
-    panel: Panel, ball: Budget, run: Run, digest: str, defended: Defended, data: ImageSet, how: dict[str, Any], output_root: Path
+    look: Look, key: str, run: Run, defended: Defended, data: ImageSet, how: dict[str, Any], output_root: Path, force: bool
 ) -> dict[str, Any]:
     """The panel's figures for these weights and this ball: as they were written once, or made now."""
-    parent = run.folder(output_root) / "panel"
-    kept = {name: entry for name, entry in how.items() if name != "batch_size"}
-    name = fingerprint({"panel": repr(panel), "ball": repr(ball), "digest": digest, "n": len(data), **kept})
-    path = parent / f"{name}.json"
-    with locked(parent, log.info):
-        if path.exists():
-            return read_json(path)
-        facts = panel.run(defended, data, ball, **how)
-        write_json(path, {"schema": SCHEMA, "run": run.name, **facts})
+    path = run.folder(output_root) / "panel" / f"{key}.json"
+    with locked(path.parent, log.info):
+        if force or not path.exists():
+            write_json(path, {"schema": SCHEMA, "run": run.name, **look.panel.run(defended, data, look.ball, **how)})
         return read_json(path)
 
 
@@ -166,9 +195,10 @@ def record_of(
     digests: dict[str, str],
     classes: int,
     stochastic: bool,
+    eot_samples: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The content of record.json."""
+    """The content of record.json; eot_samples: passes that the attack averaged for each answer."""
     n, robust = len(outcome.ids), int(outcome.robust.sum())
     attacked = int((outcome.clean_right > 0).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
@@ -192,6 +222,7 @@ def record_of(
         "robust_interval": wilson_interval(robust, n),
         "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
                   "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
+        "eot_samples": eot_samples,
         "attacked": attacked,
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
                                "mean": float(broken.mean()) if len(broken) else None},
@@ -222,13 +253,15 @@ def digest_of(run: Run, output_root: Path) -> str:
     return str(read_json(path)["model_digest"])
 
 
-def _finished(folder: Path, digests: dict[str, str]) -> bool:
-    """Whether the record is there and speaks of these very weights."""
+def _finished(folder: Path, digests: dict[str, str], panel: str | None) -> bool:
+    """Whether the record is there and speaks of these very weights, and has the panel of that key, if one is asked for."""
     path = folder / RECORD_FILE
     if not path.exists():
         return False
     record = read_record(path)
     fresh = all((record[part] or {}).get("model_digest") == digest for part, digest in digests.items())
+    if panel is not None and record.get("panel", {}).get("key") != panel:
+        return False
     if fresh:
         log.info("finished already: %s (robust %.2f %%, n = %d)", folder, 100 * record["robust_accuracy"], record["n"])
     return fresh

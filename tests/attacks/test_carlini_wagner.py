@@ -111,52 +111,49 @@ def test_first_steps_by_hand(built: Callable[..., Any]) -> None:
     assert [images.item() for images in model.asked] == pytest.approx([0.5, 0.5, x1, x2], abs=1e-6)
 
 
-class Threshold(nn.Module):
-    """Logits (0, -1) wherever it is asked: no constant works; the margin's slope is 1 in each pixel."""
+class Constants(nn.Module):
+    """Reads each step's constant off the gradient that arrives; misclassified, from a search's third point on, where it exceeds `enough`.
+
+    The logits are (0, -1), or (0, 1); the score's slope is 1.
+    """
+
+    def __init__(self, enough: float = math.inf, steps: int = 1) -> None:
+        super().__init__()
+        self.enough, self.steps = enough, steps
+        self.seen: list[float] = []
 
     def forward(self, x: Tensor) -> Tensor:
+        works = len(self.seen) % self.steps == 2 and self.seen[-1] >= self.enough
         score = x.flatten(1).sum(1)
-        return torch.stack([torch.zeros_like(score), score - score.detach() - 1], dim=1)
+        score = score - score.detach() + (1 if works else -1)
+        if score.requires_grad:
+            score.register_hook(lambda gradient: self.seen.append(gradient.abs().max().item()))
+        return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def test_constants_grow_tenfold_up_to_the_largest_and_then_the_image_leaves(built: Callable[..., Any]) -> None:
-    """.001, .01, .05: after the largest has failed, a search would find the same again. With ten searches, the last one jumps to it."""
-    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
-    knobs = ["attack.steps=1", "attack.abort_early=null"]
-    for searches, largest, rounds in ((2, 0.05, 2), (9, 0.05, 3), (9, 1e10, 9), (10, 1e10, 10)):
-        model = Counted(Threshold())
-        attack = built("attack", "carlini_wagner", *knobs, f"attack.searches={searches}", f"attack.largest_constant={largest}")
-        assert torch.equal(attack(model, x, y, FREE, streams(1)), x)
-        assert model.forward_images == 1 + rounds
+@pytest.mark.parametrize(
+    ("searches", "largest", "constants"),
+    [
+        (2, 0.05, [0.001, 0.01]),
+        (9, 0.05, [0.001, 0.01, 0.05]),  # after the largest has failed, a search would find the same again
+        (9, 1e10, [10.0**k for k in range(-3, 6)]),
+        (10, 1e10, [*(10.0**k for k in range(-3, 6)), 1e10]),  # with ten searches, the last one jumps to it
+    ],
+)
+def test_constants_grow_tenfold_up_to_the_largest(searches: int, largest: float, constants: list[float], built: Callable[..., Any]) -> None:
+    model, x = Constants(), torch.full((1, 1, 1, 1), 0.5)
+    knobs = [f"attack.searches={searches}", f"attack.largest_constant={largest}", "attack.steps=1", "attack.abort_early=null"]
+    assert torch.equal(built("attack", "carlini_wagner", *knobs)(model, x, torch.tensor([0]), FREE, streams(1)), x)
+    assert model.seen == pytest.approx(constants)
 
 
-def test_the_search_halves_between_what_fails_and_what_works(built: Callable[..., Any]) -> None:
-    """The step of Adam is as long whatever c; only the slope at the second step tells them apart. A model that is misclassified where c * s
-    exceeds a bound cannot be written, so the constants are read off the gradient that arrives: a slope of c in the logits."""
-    seen: list[float] = []
-
-    class Spy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, score: Tensor) -> Tensor:
-            return score.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            seen.append(gradient.abs().max().item())
-            return gradient
-
-    class Works(nn.Module):
-        """Misclassified, from the third point of a search on, if its constant was .35 or more."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            works = len(seen) % 3 == 2 and seen[-1] >= 0.35
-            score = x.flatten(1).sum(1)
-            return torch.stack([torch.zeros_like(score), Spy.apply(score) - score.detach() + (1 if works else -1)], dim=1)
-
-    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
-    knobs = ["attack.steps=3", "attack.searches=6", "attack.initial_constant=0.01", "attack.abort_early=null"]
-    built("attack", "carlini_wagner", *knobs)(Works(), x, y, FREE, streams(1))
-    assert seen[::3] == pytest.approx([0.01, 0.1, 1.0, 0.55, 0.325, 0.4375])
+@pytest.mark.parametrize("searches", [6, 10])
+def test_the_search_halves_between_what_fails_and_what_works(searches: int, built: Callable[..., Any]) -> None:
+    model, x = Constants(enough=0.35, steps=3), torch.full((1, 1, 1, 1), 0.5)
+    knobs = [f"attack.searches={searches}", "attack.steps=3", "attack.initial_constant=0.01", "attack.abort_early=null"]
+    built("attack", "carlini_wagner", *knobs)(model, x, torch.tensor([0]), FREE, streams(1))
+    expected = [0.01, 0.1, 1.0, 0.55, 0.325, 0.4375, 0.38125, 0.353125, 0.3390625, 0.34609375]
+    assert model.seen[::3] == pytest.approx(expected[:searches])
 
 
 def test_an_image_whose_loss_stands_still_leaves_the_search(built: Callable[..., Any]) -> None:

@@ -296,6 +296,24 @@ def test_leaving_at_the_first_misclassified_iterate_changes_no_verdict(
     assert passes["first"] < 0.7 * passes["best"]
 
 
+def test_restarts_keep_what_an_earlier_one_broke_with_its_last_step(
+    digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
+) -> None:
+    """Few steps, so that many images fall with the last one, which no gradient looks at any more."""
+    x, y, ids = next(digits[1].batches(torch.arange(100), 100))
+    budget, rng, model = Budget("linf", 0.08), ImageRandom.of(ids, 0), Counted(digits_model)
+    broken = {
+        (keep, restarts): digits_model(
+            built("attack", "pgd", "attack.steps=2", f"attack.restarts={restarts}", f"attack.keep={keep}")(model, x, y, budget, rng)
+        ).argmax(1) != y
+        for keep in ("first", "best") for restarts in (1, 2, 4)
+    }  # fmt: skip
+    for restarts in (1, 2, 4):
+        assert torch.equal(broken["first", restarts], broken["best", restarts])
+    assert broken["first", 1].sum() < broken["first", 4].sum() < 100
+    assert (broken["first", 4] | ~broken["first", 1]).all()
+
+
 def test_no_image_leaves_where_the_model_does_not_decide(
     digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
 ) -> None:
@@ -305,6 +323,7 @@ def test_no_image_leaves_where_the_model_does_not_decide(
     last = built("attack", "pgd", "attack.keep=last")(digits_model, x, y, budget, rng)
     first = built("attack", "pgd")
     assert torch.equal(first(Counted(digits_model, decides=False), x, y, budget, rng), last)
+    assert torch.equal(first(digits_model, x, y, budget, rng), last)  # so in training: only an evaluation says that it decides
     assert not torch.equal(first(Counted(digits_model), x, y, budget, rng), last)
 
 

@@ -39,8 +39,48 @@ def test_an_evaluation_carries_the_panel_which_is_made_once(lab, trained, tiny, 
     first, second = record_of(trained, "fgsm-white"), record_of(trained, "pgd-white")
     assert first["panel"] == second["panel"]
     assert first["panel"]["n"] == 20
-    assert set(first["panel"]["accuracy"]) == {"one_step", "iterated", "longer", "larger", "unbounded", "queries", "random"}
+    assert set(first["panel"]["accuracy"]) == {"one_step", "iterated", "longer", "margin", "larger", "unbounded", "queries", "random"}
     assert not {"ids", "right"} & set(first["panel"])
+
+
+def test_another_panel_is_added_to_a_finished_evaluation(lab, trained, tiny, monkeypatch):
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
+    before = record_of(trained, "fgsm-white")
+    monkeypatch.setattr("robustbench_lab.jobs.evaluate.evaluate", None)  # the attack itself is not repeated
+    assert lab("evaluate", *tiny, "attack=fgsm", *small()).status == 0
+    after = record_of(trained, "fgsm-white")
+    assert {name: after[name] for name in before if name != "warnings"} == {name: before[name] for name in before if name != "warnings"}
+    assert after["panel"]["n"] == 20
+    ended = lab("evaluate", *tiny, "attack=fgsm", *small())
+    assert "finished already" in ended.out + ended.err
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0  # none is not less than one
+    assert record_of(trained, "fgsm-white") == after
+
+
+def test_force_repeats_the_panel(lab, trained, tiny):
+    assert lab("check", *tiny, "panel=default", *small()).status == 0
+    (path,) = (trained / "panel").glob("*.json")
+    path.write_text("{")
+    ended = lab("check", *tiny, "panel=default", *small())
+    assert ended.status == 2
+    assert "force=true" in ended.err
+    assert lab("check", *tiny, "panel=default", *small(), "force=true").status == 0
+    assert json.loads(path.read_text())["n"] == 20
+
+
+def test_a_panel_that_fails_says_so_before_the_attack(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack=fgsm", "attack@panel.random=random_fgsm", "budget=l2")
+    assert ended.status == 2
+    assert "error: panel.random: budget.norm: expected linf" in ended.err
+    assert "panel=none leaves the panel out" in ended.err
+    assert not (trained / "evaluate").exists()
+
+
+def test_the_order_of_a_list_is_part_of_its_name(lab, trained, tiny):
+    for order in (("fgsm", "pgd"), ("pgd", "fgsm")):
+        defined = [f"+attack@attack.attacks.{name}_again={name}" for name in order]
+        assert lab("evaluate", *tiny, "attack=worst_of", *defined, "attack.attacks.pgd.steps=2", "panel=none").status == 0
+    assert len(list((trained / "evaluate").iterdir())) == 2
 
 
 def test_no_panel(lab, trained, tiny):

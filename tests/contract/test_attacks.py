@@ -17,7 +17,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import NORMS, Budget
-from robustbench_lab.views import Queries
+from robustbench_lab.views import Counted, Queries
 
 NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes
@@ -53,9 +53,15 @@ def labels(n: int, classes: int) -> Tensor:
     return torch.arange(n) % classes
 
 
+def ball(norm: str, eps: float) -> Budget:
+    """In l0, where pixels are counted, ten times eps of them."""
+    return Budget(norm, float(math.ceil(10 * eps)) if norm == "l0" and eps < math.inf else eps)
+
+
 def search(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
+    """As an evaluation does: the model decides, so that images may leave."""
     with frozen(model) as target:
-        return attack(target, x, y, budget, rng)
+        return attack(Counted(target), x, y, budget, rng)
 
 
 def refuses(attack: Attack, budget: Budget) -> bool:
@@ -92,7 +98,8 @@ def test_contract(
     name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
     edge_images: Callable[..., Tensor],
 ) -> None:  # fmt: skip
-    attack, budget = attack_of(name), Budget(norm, eps)
+    attack, budget = attack_of(name), ball(norm, eps)
+    eps = budget.eps
     if refuses(attack, budget):
         least = getattr(attack, "alpha", getattr(attack, "pixels", 0))
         assert norm not in attack.norms or eps < least or (attack.needs_finite_ball and eps == math.inf)
@@ -130,7 +137,7 @@ def test_model_outside_frozen_is_left_as_it_was(
     edge_images: Callable[..., Tensor],
 ) -> None:
     """Gradients go to the image only, even where the parameters ask for some."""
-    attack, budget, model = attack_of(name), Budget(norm, 0.3), tiny_net()
+    attack, budget, model = attack_of(name), ball(norm, 0.3), tiny_net()
     if refuses(attack, budget):
         return
     before = snapshot(model)
@@ -169,7 +176,7 @@ def test_an_image_has_one_result_whatever_its_batch_and_order(
     name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
     edge_images: Callable[..., Tensor],
 ) -> None:  # fmt: skip
-    attack, budget = attack_of(name), Budget(norm, eps)
+    attack, budget = attack_of(name), ball(norm, eps)
     if refuses(attack, budget) or attack.batchwise:
         return
     n = 10
@@ -231,7 +238,7 @@ def test_attacks_do_something_and_doing_nothing_is_noticed(
     attack, model, x = attack_of(name, LONGER), tiny_net(3, 3), edge_images(20, 3)
     budget = Budget(norm, {"linf": 0.2, "l2": 0.2, "l0": 1}[norm])
     if attack.minimal:
-        budget = Budget(norm, math.inf if not attack.needs_finite_ball else 0.5)
+        budget = ball(norm, math.inf if not attack.needs_finite_ball else 0.5)
     y = model(x).argmax(1)
     assert not does_something(NoOp(), model, x, y, budget)
     if norm != "l0" and not attack.minimal:
