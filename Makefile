@@ -40,6 +40,9 @@ tables: $(VENV)/.installed-run  ## write the tables from the records there are
 benchmark: $(VENV)/.installed-run  ## time one adversarial-training step against the plain loop and the bare floor
 	$(VENV)/bin/python scripts/benchmark.py train
 
+benchmark-attacks: $(VENV)/.installed-dev  ## time attacks beside Foolbox, ART and AutoAttack; trains three models first (an hour on 2 cores)
+	$(VENV)/bin/python scripts/benchmark.py attacks
+
 measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training and FM, ResNet-18, full CIFAR-10, short recipe, and the benchmark; needs a CUDA GPU
 	$(RUN) reproduce 'tables=[quick/cifar10_resnet18]' device=cuda
 	$(VENV)/bin/python scripts/publish_reference.py quick/cifar10_resnet18 --suffix "$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')"
@@ -49,4 +52,4 @@ measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training and FM, ResNe
 clean:  ## remove caches and the virtual environment; results in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
-.PHONY: help install smoke test reproduce-tables tables benchmark measure-gpu clean
+.PHONY: help install smoke test reproduce-tables tables benchmark benchmark-attacks measure-gpu clean
