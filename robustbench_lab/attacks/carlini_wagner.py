@@ -124,7 +124,7 @@ class CarliniWagner(Attack):
 class _Best:
     """The answer for each image: of the misclassified points, those nearest to the confidence; of these, the nearest to x.
 
-    done: which images need no search any more: misclassified as they are, or by a point inside the ball that decides the verdict.
+    done: images that need no search any more: x has the confidence; or the model decides, and a point inside the ball is misclassified.
     """
 
     def __init__(self, x: Tensor, confidence: float, ball: Budget) -> None:

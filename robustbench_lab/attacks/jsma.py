@@ -60,7 +60,7 @@ class JSMA(Attack):
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         limits = budget if budget.norm == "linf" else Budget(budget.norm, math.inf)  # what bounds each feature by itself
-        signs = torch.tensor(DIRECTIONS[self.direction], device=x.device)
+        signs = torch.tensor(DIRECTIONS[self.direction], device=x.device, dtype=x.dtype)
         x_adv, todo, goal = x.clone(), torch.arange(len(x), device=x.device), None
         while len(todo):
             start, point = x[todo], x_adv[todo].requires_grad_()

@@ -68,7 +68,7 @@ class OnePixel(Attack):
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         result, todo, at_once = x.clone(), torch.arange(len(x), device=x.device), max(len(x), 256)
         leave = decides(model)
-        members = self.first(x, rng.fold("generation", 0))
+        members = self.first(x, rng.fold("generation", 0)).to(x.dtype)
         odds, wrong = evaluate(model, x, y, members, at_once)
         for generation in range(1, self.generations + 1):
             if leave and (left := wrong.any(dim=1)).any():
@@ -76,7 +76,7 @@ class OnePixel(Attack):
                 todo, x, y, members, odds, rng = rows(~left, todo, x, y, members, odds, rng)
                 if not len(todo):
                     return result
-            children = self.vary(members, odds, rng.fold("generation", generation))
+            children = self.vary(members, odds, rng.fold("generation", generation)).to(x.dtype)
             child_odds, wrong = evaluate(model, x, y, children, at_once)
             better = ~(child_odds <= odds) | (wrong & leave)  # odds that are NaN count as better: the caller sees it
             members, odds = children.where(better[:, :, None, None], members), child_odds.where(better, odds)

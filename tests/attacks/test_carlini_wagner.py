@@ -190,10 +190,17 @@ def test_in_a_ball_an_image_leaves_once_it_is_broken_inside(built: Callable[...,
 
 
 def test_images_that_are_misclassified_stay(built: Callable[..., Any]) -> None:
+    """Unless a confidence is asked for that they do not have, and no ball says that being misclassified is enough."""
     model, x, y, _ = linear(3)
-    counted = Counted(model)
-    assert torch.equal(built("attack", "carlini_wagner", "attack.confidence=5")(counted, x, (y + 1) % 3, FREE, streams(20)), x)
-    assert counted.forward_images == 20
+    for attack, budget in (
+        (built("attack", "carlini_wagner"), FREE),
+        (built("attack", "carlini_wagner", "attack.confidence=2"), Budget("l2", 1.0)),
+    ):
+        counted = Counted(model)
+        assert torch.equal(attack(counted, x, (y + 1) % 3, budget, streams(20)), x)
+        assert counted.forward_images == 20
+    confident = model(built("attack", "carlini_wagner", "attack.confidence=2")(Counted(model), x, (y + 1) % 3, FREE, streams(20)))
+    assert (margin(confident, (y + 1) % 3) >= 2).all()
 
 
 def test_the_largest_constant_overflows_nothing(

@@ -169,7 +169,12 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
         "clean": np.bool_,
         "robust": np.bool_,
         "distance": np.float64,
+        "right": np.float64,
+        "broken_by": np.int64,
+        "stages": np.dtype("<U3"),
     }
+    assert outcome["stages"].tolist() == ["PGD"]
+    assert np.array_equal(outcome["broken_by"] == 0, outcome["clean"] & ~outcome["robust"])
     clean, robust = int(outcome["clean"].sum()), int(outcome["robust"].sum())
     assert clean > 20, "a model that is near chance would test nothing here"
     assert (record["clean_correct"], record["robust_correct"], record["attacked"]) == (clean, robust, clean)

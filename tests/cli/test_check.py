@@ -69,9 +69,9 @@ def test_force_repeats_the_panel(lab, trained, tiny):
 
 
 def test_a_panel_that_fails_says_so_before_the_attack(lab, trained, tiny):
-    ended = lab("evaluate", *tiny, "attack=fgsm", "attack@panel.random=random_fgsm", "budget=l2")
+    ended = lab("evaluate", *tiny, "attack=fgsm", "attack@panel.one_step=random_fgsm", "budget=l2")
     assert ended.status == 2
-    assert "error: panel.random: budget.norm: expected linf" in ended.err
+    assert "error: panel.one_step: budget.norm: expected linf" in ended.err
     assert "panel=none leaves the panel out" in ended.err
     assert not (trained / "evaluate").exists()
 
