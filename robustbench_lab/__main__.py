@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import signal
 import sys
-from importlib import import_module
+from importlib.util import find_spec
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
 
 from robustbench_lab import __version__
 from robustbench_lab.config import CONF, HYDRA_VERSION_BASE, readable
 from robustbench_lab.errors import LabError
-from robustbench_lab.multirun import failures, leave_error
+from robustbench_lab.multirun import failures, job
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
     "evaluate": "attack the model that these settings name, and write how many images it still gets right",
     "check": "look for signs of hidden gradients in the model that these settings name",
     "tables": "write papers' tables, our figures beside theirs, from the records there are",
-    "reproduce": "train and evaluate what tables still miss, then write them",
+    "reproduce": "train and evaluate what tables still miss, then write them and the report",
+    "report": "write one page with every table, chart, picture and record there is",
 }
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 
@@ -39,27 +37,28 @@ examples (real handwritten digits shipped with scikit-learn; minutes on a CPU):
   python -m robustbench_lab evaluate defense=fm attack=pgd attack.steps=20 budget.eps=0.1
   python -m robustbench_lab train -m seed=0,1,2 defense=standard,fm
   python -m robustbench_lab tables
+  python -m robustbench_lab reproduce tables=[smoke/digits] --dry-run
 
   python -m robustbench_lab VERB --help    the groups, their choices and every key of a verb
 """
 
-log = logging.getLogger("robustbench_lab")
+PLUGINS = {  # of launchers: the module, and the extra that brings it (None: always installed)
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", None),
+    "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
 
 
-def job(cfg: DictConfig) -> None:
-    """One job of a verb. In a multirun a failing job leaves its error and the next one starts."""
-    run = HydraConfig.get()
-    try:
-        import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
-    except Exception as error:
-        if run.mode == RunMode.MULTIRUN:
-            log.error("failed: %s", error)
-            leave_error(error)
-        elif isinstance(error, LabError):
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        else:
-            raise
+def check_launcher(arguments: list[str]) -> None:
+    """Raises LabError, with the install command, when the launcher that is asked for is not installed."""
+    for argument in arguments:
+        key, _, choice = argument.partition("=")
+        for name, (module, extra) in PLUGINS.items():
+            if key == "hydra/launcher" and choice.startswith(name) and find_spec(module) is None:
+                package = f"robustbench_lab[{extra}]" if extra else "hydra-joblib-launcher"
+                checkout = f" (in a checkout: python -m pip install -e '.[{extra}]')" if extra else ""
+                raise LabError(f"hydra/launcher={choice} is not installed; install it: python -m pip install '{package}'{checkout}")
 
 
 def main() -> None:
@@ -75,8 +74,11 @@ def main() -> None:
     if verb not in VERBS:
         print(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
+    if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
+        arguments = [re.sub("^--dry-run$", "plan=true", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
     try:
+        check_launcher(arguments)
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)

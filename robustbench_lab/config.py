@@ -6,12 +6,13 @@ imports torch: help and tables stay quick.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -80,6 +82,7 @@ class Evaluation:
     source: Run | None
     config: dict[str, Any]  # attack, budget, threat_model, HOW, test_size: resolved
     choices: dict[str, str]
+    source_words: list[str] = field(default_factory=list, compare=False)  # of `train`, for the source
 
     @property
     def fingerprint(self) -> str:
@@ -156,23 +159,30 @@ def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
 
 
 def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> Evaluation:
-    """The evaluation that a composed config describes; `overrides` are the words that it was composed from.
+    """The evaluation that a composed config describes; `overrides` are the words that it was composed from."""
+    return evaluation_from(cfg, choices, overrides, lambda words: run_of(*compose("train", words)))
+
+
+def evaluation_from(
+    cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], run_at: Callable[[Sequence[str]], Run]
+) -> Evaluation:
+    """As evaluation_of; `run_at` gives the run that words describe.
 
     Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
     """
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
-    run, source = run_of(cfg, choices), None
+    run, source, source_words = run_of(cfg, choices), None, []
     if config["threat_model"]["sees"] in ("twin", "substitute"):
         described = merged_overrides([f"{group}={choices[group]}" for group in RUN_GROUPS], train_overrides(overrides))
-        source_cfg, source_choices = compose("train", merged_overrides(described, config["threat_model"]["overrides"]))
-        source = run_of(source_cfg, source_choices)
+        source_words = merged_overrides(described, config["threat_model"]["overrides"])
+        source = run_at(source_words)
         if config["threat_model"]["sees"] == "substitute" and source.fingerprint == run.fingerprint:
             raise LabError(
                 f"threat_model.overrides: {config['threat_model']['overrides']} describe the attacked run itself; name another run, or use "
                 "threat_model=white"
             )
-    return Evaluation(run, source, config, {group: str(choices[group]) for group in ("attack", "budget", "threat_model")})
+    return Evaluation(run, source, config, {group: str(choices[group]) for group in ("attack", "budget", "threat_model")}, source_words)
 
 
 def compose(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -206,9 +216,14 @@ def readable(override: str) -> str:
     return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
 
 
+@functools.lru_cache(maxsize=10_000)
+def parsed(override: str) -> Override:
+    """A word of the command line, read by Hydra's grammar."""
+    return OverridesParser.create().parse_override(readable(override))
+
+
 def _key(override: str) -> str:
-    parsed = OverridesParser.create().parse_override(override)
-    return parsed.package or parsed.key_or_group
+    return parsed(override).package or parsed(override).key_or_group
 
 
 def build(node: object, key: str) -> Any:

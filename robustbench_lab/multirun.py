@@ -1,22 +1,30 @@
-"""Failing jobs of a multirun: each leaves its error, the others go on, and the command ends with a list."""
+"""The jobs of a verb, one or many: of many, a failing one leaves its error, the others go on, and the command ends with a list.
+
+A job may run in another process, or on another machine, where nothing but this module is known of the command.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.records import ERROR_FILE, SCHEMA, read_json, storing, write_json
 
+log = logging.getLogger("robustbench_lab")
+
 _sweeps: list[Path] = []
-_unwritten: list[str] = []  # failures whose error could not be written either
+_unwritten: list[str] = []  # failures that left no error on disk
+PLACES = ("device", "output_root", "data.", "batch_size")  # words that say where a job runs, and nothing about its result
 
 
 class RememberSweep(Callback):
@@ -31,6 +39,31 @@ class RememberSweep(Callback):
         except LabError as error:  # Hydra turns an exception in a callback into a warning, and then meets the same disk
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+
+
+def job(cfg: DictConfig) -> None:
+    """One job of a verb. In a multirun a failing job leaves its error and the next one starts."""
+    run = HydraConfig.get()
+    one_of_many = not OmegaConf.is_missing(run.job, "num")
+    if one_of_many:
+        words = [word for word in run.overrides.task if not word.startswith(PLACES)]
+        sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
+    try:
+        import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
+    except Exception as error:
+        if one_of_many:
+            log.error("failed: %s", error)
+            leave_error(error)
+        elif isinstance(error, LabError):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        else:
+            raise
+
+
+def lost(job: str, reason: str) -> None:
+    """Remember a job that failed without leaving an error."""
+    _unwritten.append(f"{job}\n    {reason}")
 
 
 def leave_error(error: Exception) -> None:

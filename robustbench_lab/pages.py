@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.records import RUN_FILE, read_json
 
 if TYPE_CHECKING:
-    from robustbench_lab.jobs.tables import Cell, Table
+    from robustbench_lab.grid import Table
+    from robustbench_lab.jobs.tables import Cell, CheckedClaim
 
 PROFILES = {
     "paper": "full size, the paper's settings where it states them",
@@ -24,10 +25,34 @@ PROFILES = {
 }
 
 
-def grid(table: Table, cells: list[Cell]) -> str:
-    """Ours, and behind it the paper's, as a Markdown table."""
-    body = [[row.label, *(_short(cell) for cell in cells if cell.row == row.label)] for row in table.rows]
+def grid(table: Table, cells: Sequence[Cell]) -> str:
+    """Ours, and behind it the paper's, as a Markdown table; letters point at footnotes."""
+    letters = footnote_letters(cells)
+    body = [[row.label, *(_short(cell) + _marks(cell, letters) for cell in cells if cell.row == row.label)] for row in table.rows]
     return _markdown_table([table.corner, *(column.label for column in table.columns)], body)
+
+
+def footnote_letters(cells: Sequence[Cell]) -> dict[str, str]:
+    """A letter for each warning that some cell carries: code -> letter."""
+    codes = sorted({flag["code"] for cell in cells for flag in cell.flags})
+    return {code: chr(ord("a") + i) if i < 26 else f"a{i}" for i, code in enumerate(codes)}
+
+
+def _marks(cell: Cell, letters: Mapping[str, str]) -> str:
+    marks = ",".join(sorted({letters[flag["code"]] for flag in cell.flags}))
+    return f" [{marks}]" if marks else ""
+
+
+def footnotes(cells: Sequence[Cell]) -> list[str]:
+    """What each letter stands for, with the figures behind it, cell by cell."""
+    lines = []
+    for code, letter in footnote_letters(cells).items():
+        told = {flag["message"]: [] for cell in cells for flag in cell.flags if flag["code"] == code}  # type: dict[str, list[str]]
+        for cell in cells:
+            for message in {flag["message"] for flag in cell.flags if flag["code"] == code}:
+                told[message].append(cell.name)
+        lines += [f"- [{letter}] {code}: {message or 'no message'} ({', '.join(names)})" for message, names in told.items()]
+    return lines
 
 
 def _short(cell: Cell) -> str:
@@ -35,9 +60,14 @@ def _short(cell: Cell) -> str:
     return ours if cell.published is None else f"{ours} (paper {cell.published:.2f})"
 
 
-def markdown(table: Table, cells: list[Cell], output_root: Path) -> str:
-    """The page: the grid, every figure with interval, n and difference, deviations, findings, and where it all came from."""
-    lines = [f"# {table.title}", "", f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", "", grid(table, cells), ""]
+def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim], output_root: Path) -> str:
+    """The page: the grid, every figure with interval, n, difference and verdict, claims, findings, and where it all came from."""
+    lines = [f"# {table.title}", ""]
+    if table.profile != "paper":
+        lines += [f"## PROFILE {table.profile.upper()}: NOT A REPRODUCTION", ""]
+    lines += [f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", "", grid(table, cells), ""]
+    if notes := footnotes(cells):
+        lines += [*notes, ""]
     rows = []
     for cell in cells:
         entry = cell.fields()
@@ -46,22 +76,40 @@ def markdown(table: Table, cells: list[Cell], output_root: Path) -> str:
                 cell.row, cell.column, cell.metric.replace("_", " "), _number(entry["ours"]),
                 "-" if cell.interval is None else "{:.2f} to {:.2f}".format(*cell.interval),
                 "-" if entry["n"] is None else str(entry["n"]), _number(entry["published"]), _number(entry["difference"], "+.2f"),
-                entry["warnings"] or "-",
+                cell.verdict if entry["published"] is not None else "-", entry["warnings"] or "-",
             ]
         )  # fmt: skip
-    head = ["row", "column", "metric", "ours, %", "95 % interval", "n", "published, %", "difference", "warnings"]
+    head = ["row", "column", "metric", "ours, %", "95 % interval", "n", "published, %", "difference", "verdict", "warnings"]
     about = "Every figure (n: test images; interval: Wilson, over the images, for this one trained model):"
     lines += [about, "", _markdown_table(head, rows), ""]
-    kind = table.published["kind"]
-    if kind != "none":
-        lines += [f"Published figures: {kind}, {table.published['source']}.", ""]
+    kind = table.published["kind"] if table.profile != "smoke" else "none"
+    if kind == "exact":
+        band = f"within the band: at most {table.published['band']:g} points apart"
+        lines += [f"Published figures: exact, {table.published['source']}; {band}.", ""]
+    elif kind == "claim":
+        lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
+    if claims:
+        lines += [
+            "## The paper's claims, on our figures",
+            "",
+            *(f'- **{c.verdict}**: "{c.text}" ({c.source}). {c.detail}' for c in claims),
+            "",
+        ]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
-        if entries:
+        if entries and not (table.reshaped and name == "Findings"):  # they speak of the real figures
             lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]
     missing = [cell for cell in cells if cell.record is None]
     if missing:
         lines += ["## Missing cells", "", *(_how_to_fill(cell) for cell in missing), ""]
-    lines += ["## Provenance", "", *_provenance(cells, output_root), "", f"Made by `make reproduce-tables TABLES={table.name}`.", ""]
+    profile = f" PROFILE={table.profile}" if table.reshaped else ""
+    lines += [
+        "## Provenance",
+        "",
+        *_provenance(cells, output_root),
+        "",
+        f"Made by `make reproduce-tables TABLES={table.name}{profile}`.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -90,7 +138,7 @@ def _how_to_fill(cell: Cell) -> str:
     return f"- {cell.row}, {cell.column}{reason}: {', then '.join(commands)}"
 
 
-def _provenance(cells: list[Cell], output_root: Path) -> list[str]:
+def _provenance(cells: Sequence[Cell], output_root: Path) -> list[str]:
     records = [cell.record for cell in cells if cell.record]
     if not records:
         return ["No records yet."]
@@ -118,17 +166,37 @@ def _training(folder: Path) -> list[str]:
     return [folder.name, str(record.get("epochs", "-")), *speed, str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
 
 
-def latex(table: Table, cells: list[Cell]) -> str:
-    """A booktabs tabular: ours, with the published figure in brackets."""
+def latex(table: Table, cells: Sequence[Cell]) -> str:
+    """A booktabs tabular: ours with its interval, the published figure in brackets, letters for footnotes below it."""
+    letters = footnote_letters(cells)
     head = " & ".join(_tex(label) for label in [table.corner, *(column.label for column in table.columns)])
-    body = [" & ".join([_tex(row.label), *(_tex(_short(c)) for c in cells if c.row == row.label)]) + r" \\" for row in table.rows]
+    body = [
+        " & ".join([_tex(row.label), *(_latex_cell(cell, letters) for cell in cells if cell.row == row.label)]) + r" \\"
+        for row in table.rows
+    ]
+    sizes = sorted({cell.record["n"] for cell in cells if cell.record})
+    about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images."
+    notes = [rf"\textsuperscript{{{letter}}} {_tex(code)}" for code, letter in letters.items()]
+    profile = "" if table.profile == "paper" else f"{table.profile.upper()}: NOT A REPRODUCTION. "
+    width = len(table.columns) + 1
     return "\n".join(
         [
             f"% {table.title} ({PROFILES[table.profile]}); needs booktabs",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
+            r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule",
+            rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {profile}{about}}} \\",
+            *(rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {note}}} \\" for note in notes),
+            r"\end{tabular}", "",
         ]
     )  # fmt: skip
+
+
+def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:
+    text = _tex(_short(cell))
+    if cell.interval is not None:
+        text += " {{\\scriptsize[{:.1f}, {:.1f}]}}".format(*cell.interval)
+    marks = ",".join(sorted({letters[flag["code"]] for flag in cell.flags}))
+    return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
 
 def _tex(text: str) -> str:

@@ -15,7 +15,8 @@ import shutil
 from pathlib import Path
 
 from robustbench_lab.config import compose, plain, project_path
-from robustbench_lab.jobs.tables import cells_of, read_table, write
+from robustbench_lab.grid import read_table
+from robustbench_lab.jobs.tables import cells_of, write
 from robustbench_lab.records import RUN_FILE, read_json
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from robustbench_lab import grid
 from robustbench_lab.config import RUN_GROUPS, Run, build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.jobs.train import objects
@@ -112,3 +114,30 @@ def digits_model(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageS
         fit(defense, model, digits[0], replace(recipe, epochs=4), seed=0)
     model._fast.clear()
     return model.eval().requires_grad_(False)
+
+
+A_TABLE: dict[str, Any] = {
+    "title": "A table of 2 x 2 & more",
+    "source": "a paper, Table 9",
+    "profile": "quick",
+    "corner": "defense",
+    "metric": "robust_accuracy",
+    "overrides": ["backbone=small_cnn", "attack=fgsm"],
+    "rows": [{"label": "plain", "overrides": ["defense=standard"]}, {"label": "LS_0.9", "overrides": ["defense=label_smoothing"]}],
+    "columns": [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}],
+    "published": {"kind": "exact", "source": "Table 9", "band": 10, "values": [[95.5, 30], [None, 41.25]]},
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch) -> Callable[..., str]:
+    """`written(metric="...")`: a table's name, after writing A_TABLE with these keys changed (None: left out) as its YAML."""
+    monkeypatch.setattr(grid, "TABLES", tmp_path / "table")
+
+    def write_yaml(**changed: Any) -> str:
+        path = tmp_path / "table" / "paper" / "grid.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({key: value for key, value in (A_TABLE | changed).items() if value is not None}))
+        return "paper/grid"
+
+    return write_yaml

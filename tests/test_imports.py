@@ -49,7 +49,7 @@ def forbidden(module: str, names: set[str]) -> set[str]:
             and not inside(name, ("robustbench_lab.defenses.base", f"robustbench_lab.defenses.{file}"))
             and name != "robustbench_lab.defenses"
         }
-    if package not in ("__main__", "config", "jobs", "multirun"):  # multirun is Hydra's own callback
+    if package not in ("__main__", "config", "grid", "jobs", "multirun"):  # multirun holds Hydra's own callback
         bad |= {name for name in names if inside(name, ("hydra", "omegaconf"))}
     if module in ("jobs.tables", "pages", "records"):
         bad |= {name for name in names if inside(name, ("torch", "torchvision"))}

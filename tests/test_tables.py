@@ -3,48 +3,21 @@
 import csv
 import json
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs import tables
-from robustbench_lab.jobs.tables import PROFILES, Cell, cells_of, chosen_tables, read_table, write
+from robustbench_lab.grid import chosen_tables, read_table
+from robustbench_lab.jobs.tables import Cell, cells_of, write
+from robustbench_lab.pages import PROFILES
 from robustbench_lab.records import wilson_interval, write_json
 
 EVERY = sorted(str(path.relative_to(CONF / "table").with_suffix("")) for path in (CONF / "table").glob("*/*.yaml"))
 PAPERS = CONF.parents[1] / "shared" / "papers"
-
-TABLE: dict[str, Any] = {
-    "title": "A table of 2 x 2 & more",
-    "source": "a paper, Table 9",
-    "profile": "quick",
-    "corner": "defense",
-    "metric": "robust_accuracy",
-    "overrides": ["backbone=small_cnn", "attack=fgsm"],
-    "rows": [{"label": "plain", "overrides": ["defense=standard"]}, {"label": "LS_0.9", "overrides": ["defense=label_smoothing"]}],
-    "columns": [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}],
-    "published": {"kind": "exact", "source": "Table 9", "values": [[95.5, 30], [None, 41.25]]},
-}
-
-
-@pytest.fixture
-def written(tmp_path, monkeypatch) -> Callable[..., str]:
-    """`written(metric="...")`: a table's name, after writing TABLE with these keys changed (None: left out) as its YAML."""
-    monkeypatch.setattr(tables, "TABLES", tmp_path / "table")
-
-    def write_yaml(**changed: Any) -> str:
-        path = tmp_path / "table" / "paper" / "grid.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({key: value for key, value in (TABLE | changed).items() if value is not None}))
-        return "paper/grid"
-
-    return write_yaml
 
 
 @pytest.fixture
@@ -97,21 +70,32 @@ def test_a_full_table(written, outputs, capsys):
     """9/10 clean and 8/10 robust for the first row, 5/10 and 5/10 for the second, against 95.5, 30, nothing and 41.25."""
     name = written()
     cells = cells_of(read_table(name), outputs)
-    fill(cells[1], outputs, 9, 8, warnings=[{"code": "transfer_only"}])
+    fill(cells[1], outputs, 9, 8, warnings=[{"code": "transfer_only", "message": "seen from afar"}])
     fill(cells[3], outputs, 5, 5)
     page, rows, tex = pages(name, outputs)
 
-    assert row_of(page, "plain", "90.00 (paper 95.50)") == ["plain", "90.00 (paper 95.50)", "80.00 (paper 30.00)"]
+    row = ["plain", "90.00 (paper 95.50) [a]", "80.00 (paper 30.00) [a]"]
+    assert row_of(page, "plain", row[1]) == row
+    assert "- [a] transfer_only: seen from afar (plain / clean, plain / FGSM)\n" in page
     assert row_of(page, "LS_0.9", "50.00") == ["LS_0.9", "50.00", "50.00 (paper 41.25)"]
     # Wilson by hand, z = 1.96: 8/10 -> 49.02 to 94.33; 9/10 -> 59.58 to 98.21; 5/10 -> 23.66 to 76.34.
     assert row_of(page, "plain", "FGSM") == [
-        "plain", "FGSM", "robust accuracy", "80.00", "49.02 to 94.33", "10", "30.00", "+50.00", "transfer_only",
+        "plain", "FGSM", "robust accuracy", "80.00", "49.02 to 94.33", "10", "30.00", "+50.00", "differs", "transfer_only",
     ]  # fmt: skip
-    assert row_of(page, "plain", "clean")[2:] == ["clean accuracy", "90.00", "59.58 to 98.21", "10", "95.50", "-5.50", "transfer_only"]
-    assert row_of(page, "LS_0.9", "clean")[2:] == ["clean accuracy", "50.00", "23.66 to 76.34", "10", "-", "-", "-"]
-    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["50.00", "23.66 to 76.34", "10", "41.25", "+8.75", "-"]
+    assert row_of(page, "plain", "clean")[2:] == [
+        "clean accuracy",
+        "90.00",
+        "59.58 to 98.21",
+        "10",
+        "95.50",
+        "-5.50",
+        "within the band",
+        "transfer_only",
+    ]
+    assert row_of(page, "LS_0.9", "clean")[2:] == ["clean accuracy", "50.00", "23.66 to 76.34", "10", "-", "-", "-", "-"]
+    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["50.00", "23.66 to 76.34", "10", "41.25", "+8.75", "within the band", "-"]
     assert "# A table of 2 x 2 & more" in page
-    assert "Published figures: exact, Table 9." in page
+    assert "Published figures: exact, Table 9; within the band: at most 10 points apart." in page
     assert "Missing" not in page
     assert "- seconds of attacking: 4" in page, "one evaluation fills two cells and counts once"
     first, second = (cell.evaluation.run.name for cell in cells[1::2])
@@ -123,14 +107,19 @@ def test_a_full_table(written, outputs, capsys):
     first = {**rows[1], "record": ""}
     assert first == {
         "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "ours": "80.0000", "interval_low": "49.0162",
-        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "warnings": "transfer_only", "record": "",
+        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "verdict": "differs", "warnings": "transfer_only", "record": "",
     }  # fmt: skip
     assert rows[2]["published"] == rows[2]["difference"] == ""
     assert rows[1]["record"] == f"{cells[1].evaluation.run.name}/evaluate/{cells[1].evaluation.name}"
 
     assert r"\begin{tabular}{lrr}" in tex
-    assert r"plain & 90.00 (paper 95.50) & 80.00 (paper 30.00) \\" in tex
-    assert r"LS\_0.9 & 50.00 & 50.00 (paper 41.25) \\" in tex
+    small, mark = r"{\scriptsize[23.7, 76.3]}", r"\textsuperscript{a}"
+    assert (
+        rf"plain & 90.00 (paper 95.50) {{\scriptsize[59.6, 98.2]}}{mark} & 80.00 (paper 30.00) {{\scriptsize[49.0, 94.3]}}{mark} \\" in tex
+    )
+    assert rf"LS\_0.9 & 50.00 {small} & 50.00 (paper 41.25) {small} \\" in tex
+    assert r"n = 10 test images." in tex
+    assert r"\textsuperscript{a} transfer\_only" in tex
     assert "80.00 (paper 30.00)" in capsys.readouterr().out
 
 
@@ -148,7 +137,7 @@ def test_what_is_missing_is_a_dash_with_the_commands_that_fill_it(written, outpu
     fill(cells[1], outputs, 9, 8)
     page, rows, tex = pages(name, outputs)
     assert row_of(page, "LS_0.9", "-") == ["LS_0.9", "-", "-"]
-    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["-"] * 6
+    assert row_of(page, "LS_0.9", "FGSM")[3:] == ["-"] * 7
     assert rows[3]["ours"] == rows[3]["n"] == rows[3]["record"] == ""
     assert r"LS\_0.9 & - & - \\" in tex
     missing = page.partition("## Missing cells")[2]
@@ -285,7 +274,7 @@ LABELS = [{"label": "a"}, {"label": "a"}]
         ({"exceptions": [{"row": "plain", "column": "PGD", "overrides": []}]}, "exceptions: expected .*'PGD'"),
         ({"exceptions": [{"row": "plain", "column": "FGSM"}]}, "exceptions: expected row, column, overrides"),
         ({"published": "Table 9"}, "published: expected kind"),
-        ({"published": {"kind": "approximate"}}, "published.kind: expected one of exact, none, got 'approximate'"),
+        ({"published": {"kind": "approximate"}}, "published.kind: expected one of exact, claim, none, got 'approximate'"),
         ({"published": {"kind": "exact", "source": "x"}}, "published.values: expected 2 rows of 2"),
         ({"published": {"kind": "exact", "source": "x", "values": [[1, 2]]}}, r"published.values: expected 2 rows of 2, got \[2\]"),
         ({"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3]]}}, r"published.values: expected 2 rows of 2, got \[2, 1\]"),
@@ -342,7 +331,7 @@ def test_every_table_reads_and_its_cells_compose(name):
     assert len(set(keys)) == len(keys), "two cells show the same figure"
     for cell in cells:
         if table.profile != "smoke":
-            assert cell.cfg.dataset.train_size is None, "a paper's table trains on everything"
+            assert cell.evaluation.run.config["dataset"]["train_size"] is None, "a paper's table trains on everything"
 
 
 def test_the_papers_sixteen_figures_of_efficient_defenses_table_1():
@@ -376,3 +365,58 @@ def test_table_1_of_efficient_defenses_is_white_box_on_its_diagonal_alone():
             assert (attacked.choices["backbone"], attacked.choices["defense"]) == (names[backbone], names[activation])
             assert (attacked.choices["dataset"], attacked.choices["training"]) == ("mnist", "efficient_defenses")
         assert (source is None) == (cell.row == cell.column)
+
+
+# Claims, footnotes, profiles
+
+
+def claim(*holds_if: str) -> dict[str, Any]:
+    return {"text": "smoothing helps", "source": "section 5", "holds_if": list(holds_if)}
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "verdict"),
+    [
+        (["LS_0.9 / clean >= 90"], "holds"),
+        (["LS_0.9 / clean > 90"], "does not hold"),
+        (["LS_0.9 / clean - 20 > LS_0.9 / FGSM - 1", "LS_0.9 / clean > 10"], "does not hold"),
+        (["LS_0.9 / clean > plain / clean"], "not measured"),
+        (["LS_0.9 / clean > plain / clean", "LS_0.9 / FGSM > 99"], "does not hold"),
+    ],
+)
+def test_claims_are_checked_on_our_figures(written, outputs, comparisons, verdict):
+    """Clean 90, FGSM 80; the other row has no figures."""
+    name = written(claims=[claim(*comparisons)], published={"kind": "claim", "source": "section 5"})
+    fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
+    page = pages(name, outputs)[0]
+    assert f'- **{verdict}**: "smoothing helps" (section 5). ' in page
+    assert "LS_0.9 / clean (90.00)" in page
+
+
+def test_a_smoke_table_shows_no_published_figure_and_checks_no_claim(written, outputs):
+    name = written(profile="smoke", claims=[claim("LS_0.9 / clean > 1")])
+    fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
+    page, rows, tex = pages(name, outputs)
+    assert "PROFILE SMOKE: NOT A REPRODUCTION" in page
+    assert "SMOKE: NOT A REPRODUCTION" in tex
+    assert "(paper" not in page + tex
+    assert "smoothing helps" not in page
+    assert {row["published"] for row in rows} == {""}
+
+
+def test_a_reshaped_table_stands_apart_from_the_real_one(written, outputs):
+    written(profile="paper", findings=["All is well."])
+    (real,), (small,) = chosen_tables([]), chosen_tables([], "smoke")
+    assert write(real, cells_of(real, outputs), outputs) == outputs / "tables" / "paper" / "grid.md"
+    path = write(small, cells_of(small, outputs), outputs)
+    assert path == outputs / "tables" / "smoke" / "paper" / "grid.md"
+    assert "All is well." not in path.read_text()
+    assert "PROFILE=smoke" in path.read_text()
+
+
+def test_a_record_of_another_schema_is_named_and_not_shown(written, outputs):
+    name = written()
+    path = fill(cells_of(read_table(name), outputs)[1], outputs, 9, 8, schema=7)
+    page, rows, _ = pages(name, outputs)
+    assert rows[1]["ours"] == ""
+    assert f"{path} has schema 7, this version reads 1" in page

@@ -4,60 +4,24 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatch
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig
 
-from robustbench_lab.config import CONF, Evaluation, compose, evaluation_of, merged_overrides
+from robustbench_lab.config import Evaluation
 from robustbench_lab.errors import LabError
+from robustbench_lab.grid import Claim, Expansion, Table, chosen_tables, sides_of
 from robustbench_lab.pages import PROFILES, grid, latex, markdown
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
 
 log = logging.getLogger("robustbench_lab")
 
-TABLES = CONF / "table"
-METRICS = ("robust_accuracy", "clean_accuracy")
-KINDS = ("exact", "none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One row or column: its label and the words that it adds to `evaluate`; a column may show another metric than the table."""
-
-    label: str
-    overrides: Sequence[str] = ()
-    metric: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table's grid, layout and published figures, as conf/table/<paper>/<table>.yaml describes them.
-
-    exceptions: cells that take further words. published: kind (exact or none), source, and for exact figures `values`, in percent,
-    a row each, null where the paper has none. deviations: where we knowingly differ. findings: what the measured figures say; figures
-    in both are named, not typed: {ours: row / column}, {paper: row / column}.
-    """
-
-    name: str
-    title: str
-    source: str
-    profile: str
-    corner: str
-    metric: str
-    overrides: Sequence[str]
-    rows: Sequence[Axis]
-    columns: Sequence[Axis]
-    exceptions: Sequence[Mapping[str, Any]] = ()
-    published: Mapping[str, Any] = field(default_factory=lambda: {"kind": "none"})
-    deviations: Sequence[str] = ()
-    findings: Sequence[str] = ()
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
@@ -69,10 +33,14 @@ class Cell:
     metric: str
     overrides: list[str]
     evaluation: Evaluation
-    cfg: DictConfig
     record: dict[str, Any] | None
-    problem: str | None
-    published: float | None
+    problem: str | None  # why a record that there is does not count
+    published: float | None  # in percent
+    band: float | None  # points up to which ours counts as the published figure
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} / {self.column}"
 
     @property
     def value(self) -> float | None:
@@ -81,15 +49,34 @@ class Cell:
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        """95 %, in percent."""
         if self.record is None:
             return None
         low, high = self.record[self.metric.replace("accuracy", "interval")]
         return 100 * low, 100 * high
 
+    @property
+    def difference(self) -> float | None:
+        """Ours minus theirs, in points."""
+        return None if self.value is None or self.published is None else self.value - self.published
+
+    @property
+    def verdict(self) -> str:
+        if self.value is None:
+            return "not measured"
+        if self.difference is None or self.band is None:
+            return "no published figure"
+        return "within the band" if abs(self.difference) <= self.band + 1e-9 else "differs"
+
+    @property
+    def flags(self) -> list[dict[str, str]]:
+        """What the record warns of: code and message."""
+        return (
+            [] if self.record is None else [{"code": w["code"], "message": w.get("message", "")} for w in self.record.get("warnings", [])]
+        )
+
     def fields(self) -> dict[str, Any]:
         low, high = self.interval or (None, None)
-        known = self.value is not None and self.published is not None
-        record = self.record or {}
         return {
             "row": self.row,
             "column": self.column,
@@ -97,117 +84,144 @@ class Cell:
             "ours": self.value,
             "interval_low": low,
             "interval_high": high,
-            "n": record.get("n"),
+            "n": self.record["n"] if self.record else None,
             "published": self.published,
-            "difference": self.value - self.published if known else None,  # type: ignore[operator]
-            "warnings": " ".join(w["code"] for w in record.get("warnings", [])),
+            "difference": self.difference,
+            "verdict": self.verdict,
+            "warnings": " ".join(flag["code"] for flag in self.flags),
             "record": f"{self.evaluation.run.name}/evaluate/{self.evaluation.name}" if self.record else None,
         }
 
 
+@dataclass(frozen=True)
+class CheckedClaim:
+    """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so."""
+
+    text: str
+    source: str
+    verdict: str
+    detail: str
+
+
 def main(cfg: DictConfig) -> None:
-    for table in chosen_tables(cfg.tables):
-        write(table, cells_of(table, Path(cfg.output_root).absolute()), Path(cfg.output_root).absolute())
+    output_root = Path(cfg.output_root).absolute()
+    for table, cells in filled(chosen_tables(cfg.tables, cfg.table_profile), output_root):
+        write(table, cells, output_root)
 
 
-def chosen_tables(patterns: str | Sequence[str]) -> list[Table]:
-    """The tables that names or globs choose; all without any. Raises LabError, with what exists, when one matches nothing."""
-    names = sorted(str(path.relative_to(TABLES).with_suffix("")) for path in TABLES.glob("*/*.yaml"))
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in names):
-            raise LabError(f"tables: nothing matches {pattern!r}; there are {', '.join(names)}")
-    return [read_table(name) for name in names if not patterns or any(fnmatch(name, pattern) for pattern in patterns)]
-
-
-def read_table(name: str) -> Table:
-    """Raises LabError, naming file and key, for an unknown key, a missing one or a wrong count."""
-    path = TABLES / f"{name}.yaml"
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        axes = {axis: [Axis(**entry) for entry in content[axis]] for axis in ("rows", "columns")}
-        table = Table(**{**content, **axes, "name": name})
-    except KeyError as error:
-        raise LabError(f"{path}: {error.args[0]} is missing") from error
-    except (TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
-        raise LabError(f"{path}: {error}") from error
-    labels = {axis: [entry.label for entry in axes[axis]] for axis in axes}
-    for axis, found in labels.items():
-        _require(len(set(found)) == len(found), path, axis, "labels that differ", found)
-    for metric in (table.metric, *(column.metric for column in table.columns if column.metric)):
-        _require(metric in METRICS, path, "metric", f"one of {', '.join(METRICS)}", metric)
-    _require(table.profile in PROFILES, path, "profile", f"one of {', '.join(PROFILES)}", table.profile)
-    for exception in table.exceptions:
-        known = exception.get("row") in labels["rows"] and exception.get("column") in labels["columns"]
-        _require(known and set(exception) == {"row", "column", "overrides"}, path, "exceptions", "row, column, overrides", exception)
-    _require(isinstance(table.published, Mapping), path, "published", "kind, source and values", table.published)
-    kind = table.published.get("kind")
-    _require(kind in KINDS, path, "published.kind", f"one of {', '.join(KINDS)}", kind)
-    if kind == "exact":
-        values = table.published.get("values") or []
-        shape = [len(row) if isinstance(row, list) else row for row in values]
-        expected = [len(table.columns)] * len(table.rows)
-        _require(shape == expected, path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", shape)
-        for figure in (figure for row in values for figure in row):
-            _require(figure is None or isinstance(figure, int | float), path, "published.values", "numbers in percent, or null", figure)
-        _require(bool(table.published.get("source")), path, "published.source", "where the figures stand", None)
-    return table
-
-
-def _require(condition: bool, path: Path, key: str, expected: str, got: object) -> None:
-    if not condition:
-        raise LabError(f"{path}: {key}: expected {expected}, got {got!r}")
+def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list[Cell]]]:
+    """Each table with its cells, row by row; what they share is composed and read once."""
+    words = [list(table.words()) for table in tables]
+    expansion, known = Expansion(overrides for cells in words for _, _, overrides in cells), Records(output_root)
+    return [(table, list(_cells(table, cells, expansion, known))) for table, cells in zip(tables, words, strict=True)]
 
 
 def cells_of(table: Table, output_root: Path) -> list[Cell]:
     """Every cell of the grid, row by row, with its record where there is one."""
-    return list(_cells(table, output_root))
+    return filled([table], output_root)[0][1]
 
 
-def _cells(table: Table, output_root: Path) -> Iterator[Cell]:
-    values = table.published.get("values")
-    for i, row in enumerate(table.rows):
-        for j, column in enumerate(table.columns):
-            special = [e["overrides"] for e in table.exceptions if (e["row"], e["column"]) == (row.label, column.label)]
-            overrides: list[str] = []
-            for more in (table.overrides, row.overrides, column.overrides, *special):
-                overrides = merged_overrides(overrides, more)
-            cfg, choices = compose("evaluate", overrides)
-            evaluation = evaluation_of(cfg, choices, overrides)
-            record, problem = find_record(evaluation, output_root)
-            published = values[i][j] if values else None
-            yield Cell(row.label, column.label, column.metric or table.metric, overrides, evaluation, cfg, record, problem, published)
+def _cells(table: Table, words: Sequence[tuple[Any, Any, list[str]]], expansion: Expansion, known: Records) -> Iterable[Cell]:
+    published = {} if table.profile == "smoke" else table.published  # embedded data stand beside no published figure
+    values = published.get("values")
+    rows, columns = list(table.rows), list(table.columns)
+    for row, column, overrides in words:
+        try:
+            evaluation = expansion.evaluation(overrides)
+        except Exception as error:
+            raise LabError(f"{table.path}: {row.label} / {column.label}: {error}") from error
+        record, problem = known.find(evaluation)
+        figure = values[rows.index(row)][columns.index(column)] if values else None
+        metric = column.metric or table.metric
+        yield Cell(row.label, column.label, metric, overrides, evaluation, record, problem, figure, published.get("band"))
 
 
-def find_record(evaluation: Evaluation, output_root: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The evaluation's record; or None and, unless it was never made, why it does not count."""
-    path = evaluation.folder(output_root) / RECORD_FILE
-    if not path.exists():
-        return None, None
-    try:
-        record = read_record(path)
-        if record.get("fingerprint") != evaluation.fingerprint:
-            return None, f"{path} is the record of another evaluation; evaluate again with force=true"
-        for part, run in (("run", evaluation.run), ("source", evaluation.source)):
-            if run is not None:
-                trained = read_json(run.folder(output_root) / RUN_FILE)
-                if record[part]["model_digest"] != trained["model_digest"]:
-                    return None, f"{path} speaks of other weights than {run.name} has now; evaluate again"
-    except (LabError, KeyError, TypeError) as error:
-        return None, str(error) if isinstance(error, LabError) else f"{path} is damaged ({error!r}); evaluate again with force=true"
-    return record, None
+class Records:
+    """The records of an output folder, each file read once."""
+
+    def __init__(self, output_root: Path) -> None:
+        self.output_root = output_root
+        self._found: dict[tuple[str, str], tuple[dict[str, Any] | None, str | None]] = {}
+        self._folders: dict[str, Path] = {}
+        self._digests: dict[Path, str] = {}
+        for path in sorted((output_root / "runs").glob("*")):
+            self._folders.setdefault(path.name.rpartition("-")[2], path)
+
+    def find(self, evaluation: Evaluation) -> tuple[dict[str, Any] | None, str | None]:
+        """The evaluation's record; or None and, unless it was never made, why it does not count."""
+        key = (evaluation.run.fingerprint, evaluation.fingerprint)
+        if key not in self._found:
+            self._found[key] = self._read(evaluation)
+        return self._found[key]
+
+    def _read(self, evaluation: Evaluation) -> tuple[dict[str, Any] | None, str | None]:
+        run = self._folders.get(evaluation.run.fingerprint)
+        if run is None:
+            return None, None
+        path = next(iter(sorted((run / "evaluate").glob(f"*-{evaluation.fingerprint}"))), run / "evaluate" / evaluation.name) / RECORD_FILE
+        if not path.exists():
+            return None, None
+        try:
+            record = read_record(path)
+            if record.get("fingerprint") != evaluation.fingerprint:
+                return None, f"{path} is the record of another evaluation; evaluate again with force=true"
+            for part, trained in (("run", evaluation.run), ("source", evaluation.source)):
+                if trained is not None and record[part]["model_digest"] != self._digest(trained.fingerprint, trained.name):
+                    return None, f"{path} speaks of other weights than {trained.name} has now; evaluate again"
+        except (LabError, KeyError, TypeError) as error:
+            return None, str(error) if isinstance(error, LabError) else f"{path} is damaged ({error!r}); evaluate again with force=true"
+        return record, None
+
+    def _digest(self, fingerprint: str, name: str) -> str:
+        path = self._folders.get(fingerprint, self.output_root / "runs" / name) / RUN_FILE
+        if path not in self._digests:
+            self._digests[path] = read_json(path)["model_digest"]
+        return self._digests[path]
+
+
+def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
+    """The paper's claims, each checked on our figures; none on embedded data."""
+    if table.profile == "smoke":
+        return []
+    figures = {cell.name: cell.value for cell in cells}
+    return [_checked(claim, figures) for claim in table.claims]
+
+
+def _checked(claim: Claim, figures: Mapping[str, float | None]) -> CheckedClaim:
+    verdicts, details = [], []
+    for comparison in claim.holds_if:
+        sides = sides_of(comparison)
+        assert sides is not None, "read_table checks it"
+        (left, left_text), (right, right_text) = (_side(side, figures) for side in (sides[0], sides[2]))
+        verdicts.append(None if left is None or right is None else SIGNS[sides[1]](left, right))
+        details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
+    verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
+    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details))
+
+
+def _side(side: float | tuple[str, float], figures: Mapping[str, float | None]) -> tuple[float | None, str]:
+    if isinstance(side, float):
+        return side, f"{side:g}"
+    name, points = side
+    value, more = figures[name], f" {'+' if points > 0 else '-'} {abs(points):g}" if points else ""
+    return (None, f"{name}{more}") if value is None else (value + points, f"{name} ({value:.2f}){more}")
 
 
 def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     """Write the table in Markdown, CSV and LaTeX, print its grid, and return the Markdown file."""
-    base = output_root / "tables" / table.name
+    base = table_file(table, output_root)
     frame = pd.DataFrame([cell.fields() for cell in cells])
     buffer = io.StringIO()
     frame.to_csv(buffer, index=False, float_format="%.4f", lineterminator="\n")
     path = base.with_name(base.name + ".md")
     write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
     write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
-    write_bytes(path, markdown(table, cells, output_root).encode())
+    write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root).encode())
     print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
     log.info("written: %s, .csv, .tex", path)
     return path
+
+
+def table_file(table: Table, output_root: Path) -> Path:
+    """Where the table is written, without its suffix: a table that a profile has reshaped stands apart from the real one."""
+    return output_root / "tables" / table.profile / table.name if table.reshaped else output_root / "tables" / table.name

@@ -1,0 +1,187 @@
+"""Grids: what a profile makes of a table, claims, and evaluations put together from pieces exactly as Hydra composes them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robustbench_lab import grid
+from robustbench_lab.config import CONF, compose, evaluation_of
+from robustbench_lab.errors import LabError
+from robustbench_lab.grid import Expansion, Rules, chosen_tables, read_table, reshaped, sides_of
+
+SETTINGS = [
+    [],
+    ["attack=pgd", "attack.steps=3", "budget.eps=1/255"],
+    ["profile=smoke", "defense=fm", "seed=3"],
+    ["dataset=cifar10", "backbone=resnet18", "defense=trades", "training=fm", "dataset.test_size=100", "budget=linf"],
+    ["defense=adversarial_training_pni", "attack=autoattack", "verdict_draws=2", "panel=none"],
+    ["attack=worst_of", "+attack@attack.attacks.square=square"],
+    ["dataset=mnist", "threat_model=gray_twin", "defense=fm"],
+    ["dataset=mnist", "threat_model=black_transfer", "threat_model.overrides=[seed=1,defense=trades]", "attack=mim"],
+    ["training.epochs=3", "training.optimizer.lr=0.5", "defense=gda_bounded_relu", "budget=l2", "budget.eps=0.5"],
+]
+
+
+@pytest.mark.parametrize("words", SETTINGS, ids=" ".join)
+def test_an_evaluation_is_the_one_that_hydra_composes(words):
+    words = [grid.readable(word) for word in words]
+    found = Expansion([words]).evaluation(words)
+    wanted = evaluation_of(*compose("evaluate", words), words)
+    assert found == wanted
+    assert (found.fingerprint, found.name, found.source_words) == (wanted.fingerprint, wanted.name, wanted.source_words)
+
+
+@pytest.mark.parametrize("profile", grid.PROFILES)
+def test_every_tables_evaluations_are_those_that_hydra_composes(profile):
+    """The first and last cell of each table, expanded together with all others."""
+    tables = [[words for _, _, words in table.words()] for table in chosen_tables([], profile)]
+    expansion = Expansion(words for table in tables for words in table)
+    for words in (table[i] for table in tables for i in (0, -1)):
+        assert expansion.evaluation(words) == evaluation_of(*compose("evaluate", words), words)
+
+
+def test_what_cells_share_is_composed_once(monkeypatch):
+    """Four choices of attack and one of dataset: four rounds, and one base for each verb."""
+    asked = []
+    monkeypatch.setattr(grid, "compose", lambda verb, words: asked.append((verb, *words)) or compose(verb, words))
+    cells = [[f"attack={attack}", f"dataset={data}"] for attack in ("pgd", "fgsm", "mim", "square") for data in ("digits", "moons")]
+    expansion = Expansion(cells)
+    fingerprints = {expansion.evaluation(words).fingerprint for words in cells}
+    assert len(fingerprints) == 8
+    assert len(asked) == 5
+
+
+def test_an_unknown_key_is_hydras_error():
+    with pytest.raises(Exception, match=r"attack\.stepz"):
+        Expansion([]).evaluation(["attack=pgd", "attack.stepz=3"])
+
+
+# Profiles
+
+
+RULES = Rules(
+    choices={"dataset": {"mnist": "digits", "*": "moons"}, "backbone": {"*resnet*": "small_resnet", "*": "small_cnn"}},
+    words={"attack=carlini*": ["attack.steps=2"], "dataset=digits": ["seed=5"]},
+    everywhere=[],
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["dataset=mnist"], ["dataset=digits", "seed=5"]),
+        (["dataset=cifar10", "dataset.test_size=3", "seed=1"], ["dataset=moons", "seed=1"]),
+        (["backbone=resnet20_w4"], ["backbone=small_resnet"]),
+        (["backbone=small_cnn", "backbone.width=7"], ["backbone=small_cnn", "backbone.width=7"]),
+        (["defense=fm", "defense.beta=2"], ["defense=fm", "defense.beta=2"]),
+        (["attack=carlini_wagner_fm", "attack.steps=1000"], ["attack=carlini_wagner_fm", "attack.steps=2"]),
+        (["threat_model.overrides=[backbone=vgg19,seed=2]"], [r"threat_model.overrides=[backbone\=small_cnn,seed\=2]"]),
+    ],
+)
+def test_rules_change_words(words, expected):
+    assert RULES.applied(words) == expected
+
+
+def test_a_profile_reshapes_what_is_larger_and_leaves_the_rest(written):
+    paper, smoke = read_table(written(profile="paper")), read_table(written(profile="smoke"))
+    small = reshaped(paper, "smoke")
+    assert (small.profile, small.reshaped, small.name) == ("smoke", True, "paper/grid")
+    assert reshaped(paper, "paper") is paper
+    assert reshaped(smoke, "quick") is smoke
+    with pytest.raises(LabError, match="profile: expected one of paper, quick, smoke, got 'fast'"):
+        chosen_tables([], "fast")
+
+
+@pytest.mark.parametrize("name", grid.table_names())
+def test_smoke_needs_embedded_data_only(name):
+    for _, _, words in reshaped(read_table(name), "smoke").words():
+        evaluation = Expansion([words]).evaluation(words)
+        for run in (evaluation.run, evaluation.source):
+            assert run is None or run.choices["dataset"] in ("digits", "circles", "moons")
+
+
+def test_every_rule_names_what_exists():
+    for path in sorted((CONF / "grid").glob("*.yaml")):
+        rules = Rules.read(path.stem)
+        for group, patterns in rules.choices.items():
+            for choice in patterns.values():
+                assert (CONF / group / f"{choice}.yaml").exists(), f"{path}: {group}={choice}"
+        for pattern, words in rules.words.items():
+            group, _, choice = pattern.partition("=")
+            fitting = sorted((CONF / group).glob(f"{choice}.yaml"))
+            assert fitting, f"{path}: nothing fits {pattern}"
+            for file in fitting:
+                compose("evaluate", [f"{group}={file.stem}", *words])
+
+
+# What a table's YAML may say
+
+
+@pytest.mark.parametrize(
+    ("comparison", "sides"),
+    [
+        ("a / b > c / d", (("a / b", 0.0), ">", ("c / d", 0.0))),
+        ("PGD-20 / my row <= 90.5", (("PGD-20 / my row", 0.0), "<=", 90.5)),
+        ("a / b + 3 >= c / d - 1.5", (("a / b", 3.0), ">=", ("c / d", -1.5))),
+        ("a / b", None),
+        ("a > b", None),
+    ],
+)
+def test_comparisons(comparison, sides):
+    assert sides_of(comparison) == sides
+
+
+CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain / clean > LS_0.9 / FGSM"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"overrides": ["attack=pgdd"]}, r"overrides: expected attack to be one of apgd_ce, .*, got 'pgdd'"),
+        ({"rows": [{"label": "a", "overrides": ["defense=none"]}]}, r"rows\[0\].overrides: expected defense to be one of .*, got 'none'"),
+        ({"columns": [{"label": "a", "overrides": "attack=pgd"}]}, r"columns\[0\].overrides: expected a list of words, got 'attack=pgd'"),
+        ({"overrides": ["threat_model.overrides=[backbone=resnet19]"]}, r"overrides: expected backbone to be one of .*, got 'resnet19'"),
+        ({"overrides": ["attack=[pgd"]}, r"overrides: 'attack=\[pgd' is no word of the command line"),
+        ({"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3, 4]]}}, "published.band: expected the points"),
+        ({"published": {"kind": "none", "figures": 3}}, r"published: expected kind, source, values, band, got \['figures'\]"),
+        ({"published": {"kind": "claim", "source": "section 4"}}, "claims: expected what the paper claims"),
+        ({"claims": [{**CLAIM, "holds_if": ["plain / clean > plain / PGD"]}]}, r"claims\[0\].holds_if: expected .* of this table, got"),
+        ({"claims": [{**CLAIM, "holds_if": []}]}, r"claims\[0\].holds_if: expected comparisons"),
+        ({"claims": [{"text": "x"}]}, "missing 2 required keyword-only arguments: 'source' and 'holds_if'"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_key(written, changed, message):
+    name = written(**changed)
+    with pytest.raises(LabError, match=message) as error:
+        read_table(name)
+    assert str(grid.TABLES / "paper" / "grid.yaml") in str(error.value)
+
+
+def test_two_tables_with_one_name_or_title(written):
+    written()
+    other: Path = grid.TABLES / "paper" / "copy.yaml"
+    other.write_text((grid.TABLES / "paper" / "grid.yaml").read_text())
+    with pytest.raises(LabError, match=r"grid.yaml: title: expected a title of its own, not that of .*copy.yaml"):
+        chosen_tables([])
+    other.rename(grid.TABLES / "paper" / "GRID.yml")
+    with pytest.raises(LabError, match="are two tables with one name"):
+        chosen_tables([])
+
+
+def test_the_file_of_a_cell_that_cannot_be_composed_is_named(written, tmp_path):
+    from robustbench_lab.jobs.tables import cells_of
+
+    name = written(columns=[{"label": "PGD", "overrides": ["attack=pgd", "attack.stepz=4"]}], published={"kind": "none"})
+    with pytest.raises(LabError, match=r"paper/grid.yaml: plain / PGD: .*stepz"):
+        cells_of(read_table(name), tmp_path)
+
+
+def test_the_words_of_a_cell(written):
+    """Table, row, column, exception; what is said later counts."""
+    exception = {"row": "plain", "column": "FGSM", "overrides": ["attack=square"]}
+    table = read_table(written(exceptions=[exception]))
+    words = {(row.label, column.label): words for row, column, words in table.words()}
+    assert words["plain", "clean"] == ["backbone=small_cnn", "attack=fgsm", "defense=standard"]
+    assert words["plain", "FGSM"] == ["backbone=small_cnn", "defense=standard", "attack=square"]
+    assert yaml.safe_load((grid.TABLES / "paper" / "grid.yaml").read_text())["exceptions"] == [exception]
