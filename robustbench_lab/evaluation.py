@@ -25,18 +25,52 @@ from robustbench_lab.threats import Budget
 from robustbench_lab.views import Averaged, Counted, NotFinite, Queries
 
 SAVE_EVERY = 30.0  # seconds between partial outcomes
+EXAMPLES = 6  # how many images are kept with what the attack made of them
 DOUBT = {"fp32": 1e-4, "bf16": 1e-2}  # margins, as shares of the largest logit, below which two passes may disagree
 NOT_FINITE = "attack {} returned pixels that are not finite; does the model return finite gradients?"
 
 
 @dataclass
+class Examples:
+    """The first images of the split, whatever their verdict: nobody picks them.
+
+    index int64 [E]: their ids; x uint8 [E, C, H, W]; delta float16 [E, C, H, W]: what was added to pixels in [0, 1], zero for images that
+    were not attacked; label, clean_prediction, prediction int64 [E]: the class, and the defended model's answer on x and on x + delta (of
+    several draws, the first). Of several attacks, delta is of the one that the verdict rests on: that which hurt the image most, or
+    the last one where none did. Images that are not done yet are zero, and their predictions -1.
+    """
+
+    index: np.ndarray
+    x: np.ndarray
+    delta: np.ndarray
+    label: np.ndarray
+    clean_prediction: np.ndarray
+    prediction: np.ndarray
+
+    @classmethod
+    def empty(cls, ids: np.ndarray, shape: tuple[int, ...]) -> Examples:
+        index = ids[:EXAMPLES]
+        images = (len(index), *shape)
+        return cls(
+            index, np.zeros(images, np.uint8), np.zeros(images, np.float16), *(np.full(len(index), -1, np.int64) for _ in range(3)),
+        )  # fmt: skip
+
+    def keep(self, rows: np.ndarray, x: Tensor, x_adv: Tensor, y: Tensor, clean_prediction: Tensor, prediction: Tensor) -> None:
+        """Take images, where `rows` say, and what became of them."""
+        self.x[rows], self.delta[rows] = (255 * x).round().cpu().numpy(), (x_adv - x).cpu().numpy()
+        self.label[rows], self.clean_prediction[rows] = y.cpu().numpy(), clean_prediction.cpu().numpy()
+        self.prediction[rows] = prediction.cpu().numpy()
+
+
+@dataclass
 class Outcome:
-    """One entry per image, in the order of the split, and one per stage of the attack.
+    """One entry per image, in the order of the split, and one per stage of the attack; and the first images themselves.
 
     ids int64; clean bool: right without an attack (of several draws, the first); clean_right, right float64: the share of the verdict's
     draws in which the image is right without an attack, and under the attack that hurt it most; distance float64, in the budget's norm,
     NaN for images that were not attacked; broken_by int64: the stage after which no draw was right any more, -1 if none; done bool.
     forward, backward int64, seconds float64, one entry per stage: images sent through the attacker's view, and time.
+    examples: what became of the first images.
     """
 
     ids: np.ndarray
@@ -49,13 +83,15 @@ class Outcome:
     forward: np.ndarray
     backward: np.ndarray
     seconds: np.ndarray
+    examples: Examples
 
     @classmethod
-    def empty(cls, ids: np.ndarray, stages: int = 1) -> Outcome:
+    def empty(cls, ids: np.ndarray, shape: tuple[int, ...], stages: int = 1) -> Outcome:
+        """Nothing done yet, of images of the shape [C, H, W]."""
         n = len(ids)
         return cls(
             ids, np.zeros(n, bool), np.zeros(n), np.zeros(n), np.full(n, np.nan), np.full(n, -1), np.zeros(n, bool),
-            np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages),
+            np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages), Examples.empty(ids, shape),
         )  # fmt: skip
 
     @property
@@ -96,7 +132,7 @@ def evaluate(
     """
     attack.check(budget)
     stages = attack.stages()
-    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), len(stages))
+    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages))
     assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
     todo = torch.from_numpy(np.flatnonzero(~outcome.done))
     chunks = todo.split(batch_size) if len(todo) else ()  # split gives one empty chunk of nothing
@@ -106,8 +142,10 @@ def evaluate(
     with progress(total=len(data), initial=len(data) - len(todo), unit="image", desc=type(attack).__name__) as bar, full_precision():
         for chunk, (x, y, ids) in zip(chunks, data.batches(todo, batch_size), strict=True):
             rows = chunk.numpy()
-            first, clean_right = judge(x, y, ids)
+            clean_prediction, clean_right = judge(x, y, ids)
             right, distance = clean_right.clone(), torch.full(y.shape, torch.nan, dtype=torch.float64, device=x.device)
+            few = int((rows < EXAMPLES).sum())  # rows ascend: a batch's examples are its first images
+            shown, prediction = x[:few].clone(), clean_prediction[:few].clone()
             broken_by = torch.full_like(y, -1)
             for number, (name, stage) in enumerate(stages):
                 left = torch.nonzero(right > 0)[:, 0]
@@ -116,15 +154,19 @@ def evaluate(
                 started = time.perf_counter()
                 rng = ImageRandom.of(ids[left], seed, "attack")
                 rng = rng.fold("stage", name) if len(stages) > 1 else rng
-                x_adv, now, passes = search(name, stage, judge, x[left], y[left], ids[left], budget, rng)
+                x_adv, predicted, now, passes = search(name, stage, judge, x[left], y[left], ids[left], budget, rng)
                 worse = now < right[left]
+                if few:
+                    tells = (left < few) & (worse | (right[left] == clean_right[left]))  # what hurt most, or the last where nothing did
+                    shown[left[tells]], prediction[left[tells]] = x_adv[tells], predicted[tells]
                 distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
                 right[left] = torch.minimum(now, right[left])
                 broken_by[left[right[left] == 0]] = number
                 outcome.forward[number] += passes[0]
                 outcome.backward[number] += passes[1]
                 outcome.seconds[number] += time.perf_counter() - started
-            outcome.clean[rows], outcome.clean_right[rows] = first.cpu().numpy(), clean_right.cpu().numpy()
+            outcome.examples.keep(rows[:few], x[:few], shown, y[:few], clean_prediction[:few], prediction)
+            outcome.clean[rows], outcome.clean_right[rows] = (clean_prediction == y).cpu().numpy(), clean_right.cpu().numpy()
             outcome.right[rows], outcome.broken_by[rows] = right.cpu().numpy(), broken_by.cpu().numpy()
             outcome.distance[rows], outcome.done[rows] = distance.cpu().numpy(), True
             bar.update(len(x))
@@ -146,12 +188,12 @@ class Judge:
     seed: int
 
     def __call__(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each image is right in the first draw, bool [B], and the share of draws in which it is, float64 [B]."""
-        right = []
+        """The first draw's predictions, int64 [B], and the share of draws in which each image is right, float64 [B]."""
+        drawn_classes = []
         for draw in range(self.draws):
             with drawn(self.defended.stochastic, self.seed, "verdict", draw):
-                right.append(predictions(self.defended, x, ids) == y)
-        return right[0], torch.stack(right).double().mean(dim=0)
+                drawn_classes.append(predictions(self.defended, x, ids))
+        return drawn_classes[0], (torch.stack(drawn_classes) == y).double().mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -174,13 +216,13 @@ class Search:
 
     def __call__(
         self, name: str, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
-    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """x_adv [B, C, H, W]; the share of draws in which each image is right, float64 [B]; images sent forward and backward."""
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        """x_adv [B, C, H, W]; what the judge says of them, as Judge does; images sent forward and backward."""
         decides = self.base is judge.defended and not judge.defended.stochastic
         with frozen(self.base) as target, drawn(is_random(self.base), self.seed, "attack", name, int(ids[0])):
             model = self._seen(target, decides)
             x_adv = self._attack(attack, model, x, y, ids, budget, rng)
-            right = judge(x_adv, y, ids)[1]
+            predicted, right = judge(x_adv, y, ids)
             doubtful = torch.zeros_like(right, dtype=torch.bool)
             if decides:  # what the attack saw broken, in another batch or precision, the judge must see broken
                 with torch.no_grad():
@@ -191,9 +233,9 @@ class Search:
             with frozen(self.base, fast=False) as target:
                 model = self._seen(target, decides=False)  # to the end: it may not leave on a verdict that the judge does not share
                 x_adv[doubtful] = self._attack(attack, model, x[doubtful], y[doubtful], ids[doubtful], budget, rng[doubtful])
-            right[doubtful] = judge(x_adv[doubtful], y[doubtful], ids[doubtful])[1]
+            predicted[doubtful], right[doubtful] = judge(x_adv[doubtful], y[doubtful], ids[doubtful])
             passes = passes[0] + model.forward_images, passes[1] + model.backward_images
-        return x_adv, right, passes
+        return x_adv, predicted, right, passes
 
     def _seen(self, target: nn.Module, decides: bool) -> Counted:
         stochastic = is_random(target)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from robustbench_lab.checks import warnings_of
 from robustbench_lab.config import compose, evaluation_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, check_images, evaluate, predictions
+from robustbench_lab.evaluation import Examples, Outcome, check_images, drawn, evaluate, predictions
 from robustbench_lab.jobs.evaluate import record_of
 from robustbench_lab.models import Defended, Front, frozen
 from robustbench_lab.randomness import ImageRandom
@@ -173,7 +173,7 @@ def test_going_on_from_a_partial_outcome(
     assert [int(outcome.done.sum()) for outcome in saved] == [7, 14, 21, 28]
     assert np.isnan(saved[1].distance[14:]).all()
     assert not saved[1].robust[14:].any()
-    for partial in (saved[1], Outcome.empty(data.ids.numpy()), whole):
+    for partial in (saved[1], Outcome.empty(data.ids.numpy(), data.shape), whole):
         seconds = float(partial.seconds.sum())
         rest = judged(clean_digits_model, data, attack, batch_size=5, outcome=partial)
         for name in ("ids", "clean", "robust", "done"):
@@ -181,6 +181,60 @@ def test_going_on_from_a_partial_outcome(
         np.testing.assert_allclose(rest.distance, whole.distance, atol=1e-6)
         assert (rest.forward.tolist(), rest.backward.tolist()) == (whole.forward.tolist(), whole.backward.tolist())
         assert rest.seconds.sum() >= seconds
+
+
+# Examples
+
+
+class Larger(nn.Module):
+    """Class 1 where the second of two pixels is the larger one; linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight
+
+
+def same_examples(one: Examples, other: Examples) -> None:
+    for part in fields(Examples):
+        got, expected = getattr(one, part.name), getattr(other, part.name)
+        assert got.dtype == expected.dtype, part.name
+        np.testing.assert_allclose(got, expected, atol=1e-3, err_msg=part.name)
+
+
+def test_the_first_images_are_kept_with_what_the_attack_made_of_them(built: Callable[..., Any]) -> None:
+    """FGSM lowers the pixel of the true class by .1 and raises the other one, inside [0, 1]; wrong images are left alone."""
+    pixels = [[200, 100], [120, 100], [100, 120], [100, 120], [255, 0], [5, 10], [3, 200], [9, 9]]
+    labels, ids = torch.tensor([0, 0, 0, 1, 0, 1, 1, 0]), torch.tensor([70, 3, 9, 4, 1, 0, 2, 5])
+    data = ImageSet(torch.tensor(pixels, dtype=torch.uint8).view(8, 1, 1, 2), labels, ids)
+    examples = judged(Defended(Larger()), data, built("attack", "fgsm"), batch_size=4).examples
+    assert {f.name: getattr(examples, f.name).dtype for f in fields(Examples)} == {
+        "index": np.int64, "x": np.uint8, "delta": np.float16, "label": np.int64, "clean_prediction": np.int64, "prediction": np.int64,
+    }  # fmt: skip
+    assert examples.index.tolist() == [70, 3, 9, 4, 1, 0]
+    assert examples.x.shape == examples.delta.shape == (6, 1, 1, 2)
+    assert examples.x.reshape(6, 2).tolist() == pixels[:6]
+    expected = [[-0.1, 0.1], [-0.1, 0.1], [0, 0], [0.1, -0.1], [-0.1, 0.1], [0.1, -10 / 255]]
+    np.testing.assert_allclose(examples.delta.reshape(6, 2).astype(float), expected, atol=1e-4)
+    assert examples.label.tolist() == [0, 0, 0, 1, 0, 1]
+    assert examples.clean_prediction.tolist() == [0, 0, 1, 1, 0, 1]
+    assert examples.prediction.tolist() == [0, 1, 1, 0, 0, 0]
+
+
+def test_examples_do_not_depend_on_batches_and_interruptions(
+    digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robustbench_lab.evaluation.SAVE_EVERY", -1.0)
+    data, attack, saved = digits[1].subset(torch.arange(12)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
+    whole = judged(clean_digits_model, data, attack, batch_size=12)
+    judged(clean_digits_model, data, attack, batch_size=4, save=lambda outcome: saved.append(deepcopy(outcome)))
+    assert saved[0].examples.label.tolist() == [*data.labels[:4].tolist(), -1, -1]
+    assert not saved[0].examples.x[4:].any()
+    assert whole.examples.delta.any(axis=(1, 2, 3)).tolist() == whole.clean[:6].tolist()
+    for partial in (saved[0], saved[1], Outcome.empty(data.ids.numpy(), data.shape)):
+        same_examples(judged(clean_digits_model, data, attack, batch_size=5, outcome=partial).examples, whole.examples)
 
 
 # Several attacks, one verdict
@@ -200,6 +254,10 @@ def test_an_image_is_broken_by_any_attack_and_spared_the_later_ones(data: ImageS
     assert outcome.broken_by.tolist() == [-1, 1, -1, -1, 0]
     assert outcome.survivors() == [3, 2, 2]
     np.testing.assert_allclose(outcome.distance, [0.02, 0.08, np.nan, 0.02, 0.02], atol=1e-6)
+    # What broke an image is shown, or the last attempt.
+    np.testing.assert_allclose(outcome.examples.delta.flatten().astype(float), [-0.02, 0.08, 0, -0.02, 0.02], atol=1e-4)
+    assert outcome.examples.clean_prediction.tolist() == [0, 0, 1, 1, 0]
+    assert outcome.examples.prediction.tolist() == [0, 1, 1, 1, 1]
     assert attacks["little"].seen == pytest.approx([0.1, 0.45, 0.9, 0.4999])
     assert [pixel for _, stage in attack.stages()[1:] for pixel in stage.seen] == pytest.approx([0.1, 0.45, 0.9, 0.1, 0.9])
     x, y = data.images[[0, 1, 4]], data.labels[[0, 1, 4]]
@@ -248,6 +306,16 @@ def test_what_a_rounded_search_believes_broken_is_attacked_again_in_full_precisi
     assert outcome.forward.tolist() == [2 * right]
 
 
+def test_an_example_of_an_image_that_was_attacked_again_shows_the_second_attack(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_lab.models.FastCopy.forward", lambda self, x: -self.run(x))
+    calls = []
+    attack = Scripted(change=lambda x: calls.append(len(x)) or x + 0.08 * (len(calls) > 1))
+    examples = judged(Defended(Threshold()), data, attack, batch_size=5).examples
+    assert calls == [4, 4]
+    np.testing.assert_allclose(examples.delta.flatten().astype(float), [0.08, 0.08, 0, 0.08, 0.08], atol=1e-4)
+    assert examples.prediction.tolist() == [0, 1, 1, 1, 1]
+
+
 # Random output
 
 
@@ -274,6 +342,24 @@ def test_the_verdict_on_random_output_is_drawn_afresh(data: ImageSet) -> None:
     worse = judged(model, data, shift(0.08), draws=40, batch_size=5)
     assert (worse.right[[0, 3]] > 0.9).all()
     assert worse.right[1] < outcome.right[1] - 0.2
+
+
+def test_examples_of_random_output_tell_the_first_draw(data: ImageSet) -> None:
+    """+.08 hurts .45 in more draws than no change does, which comes last."""
+    attack = WorstOf(attacks={"more": shift(0.08), "none": shift(0.0)})
+    outcome = judged(Defended(Noisy(), stochastic=True), data, attack, draws=40, batch_size=5)
+    examples = outcome.examples
+    assert 0 < outcome.right[1] < outcome.clean_right[1]
+    assert float(examples.delta[1].item()) == pytest.approx(0.08, abs=1e-4)
+    assert ((examples.clean_prediction == examples.label) == outcome.clean).all()
+    generators = torch.random.get_rng_state()
+    with drawn(True, 0, "verdict", 0):
+        first = predictions(Defended(Noisy(), stochastic=True), data.images)
+    assert torch.equal(torch.random.get_rng_state(), generators)
+    assert examples.clean_prediction.tolist() == first.tolist()
+    with drawn(True, 0, "verdict", 0):
+        first = predictions(Defended(Noisy(), stochastic=True), data.images + 0.08)
+    assert examples.prediction.tolist() == first.tolist()
 
 
 def test_the_attacker_averages_over_the_draws(data: ImageSet, built: Callable[..., Any]) -> None:
@@ -467,7 +553,7 @@ def record_with(outcome: Outcome, stages: list[str], stochastic: bool) -> dict[s
 
 def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
     """Four draws: the first image is always right, the second in half of them when attacked, the third never, two are wrong anyway."""
-    outcome = Outcome.empty(data.ids.numpy(), stages=2)
+    outcome = Outcome.empty(data.ids.numpy(), data.shape, stages=2)
     outcome.clean[:] = [True, True, True, True, False]
     outcome.clean_right[:] = [1, 1, 1, 0.75, 0]
     outcome.right[:] = [1, 0.5, 0, 0.25, 0]
@@ -487,7 +573,7 @@ def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
 
 
 def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
-    record = record_with(Outcome.empty(data.ids.numpy()), ["one"], stochastic=False)
+    record = record_with(Outcome.empty(data.ids.numpy(), data.shape), ["one"], stochastic=False)
     assert (record["attacked"], record["forward_per_attacked_image"], record["distance_of_broken"]["mean"]) == (0, None, None)
     assert record["stages"][0]["forward_per_attacked_image"] is None
     assert "collapsed" in [warning["code"] for warning in record["warnings"]]

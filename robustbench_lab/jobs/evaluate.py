@@ -29,7 +29,7 @@ from robustbench_lab.config import (
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, evaluate
+from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
 from robustbench_lab.models import Defended
 from robustbench_lab.records import (
@@ -52,7 +52,9 @@ from robustbench_lab.views import attacker_view, check_view
 log = logging.getLogger("robustbench_lab")
 
 OUTCOME_FILE = "outcome.npz"
+EXAMPLES_FILE = "examples.npz"
 PARTIAL_FILE = "outcome.partial.npz"
+OF_EXAMPLES = "examples."  # what their arrays' names begin with in a partial outcome
 
 
 def main(cfg: DictConfig) -> None:
@@ -125,7 +127,8 @@ def _attacked(
     mark = " ".join([evaluation.fingerprint, *digests.values(), *names])
 
     def save(outcome: Outcome) -> None:
-        write_arrays(partial, mark=np.array(mark), **_arrays(outcome))
+        arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
+        write_arrays(partial, mark=np.array(mark), **arrays)
 
     known = None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy())
     outcome = evaluate(defended, view, data, attack, budget, **how, outcome=known, save=save)
@@ -134,6 +137,7 @@ def _attacked(
         folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
         right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
     )  # fmt: skip
+    write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
     averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
     return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device)
@@ -267,8 +271,8 @@ def _finished(folder: Path, digests: dict[str, str], panel: str | None) -> bool:
     return fresh
 
 
-def _arrays(outcome: Outcome) -> dict[str, np.ndarray]:
-    return {f.name: np.asarray(getattr(outcome, f.name)) for f in fields(outcome)}
+def _arrays(of: Outcome | Examples) -> dict[str, np.ndarray]:
+    return {f.name: value for f in fields(of) if isinstance(value := getattr(of, f.name), np.ndarray)}
 
 
 def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
@@ -279,8 +283,8 @@ def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
         arrays = read_arrays(path)
         if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
             return None
-        scalars: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in arrays.items()}
-        outcome = Outcome(**scalars)
+        examples = Examples(**{f.name: arrays.pop(OF_EXAMPLES + f.name) for f in fields(Examples)})
+        outcome = Outcome(**arrays, examples=examples)
     except (LabError, KeyError, TypeError) as error:
         log.warning("starting afresh, because %s is of no use: %s", path, error)
         return None

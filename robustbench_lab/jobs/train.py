@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import tempfile
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.checkpoints import CHECKPOINT_FILE, MODEL_FILE, load_state, load_weights, read_tensors, save_state, write_tensors
@@ -20,39 +25,60 @@ from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Classifier, Defended, Normalise
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, commit, locked, provenance, read_json, write_bytes, write_json
+from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, commit, locked, provenance, read_json, storing, write_bytes, write_json
+from robustbench_lab.threats import require
 from robustbench_lab.training import Recipe, State, fit, split_validation
 
 log = logging.getLogger("robustbench_lab")
 
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+LOOK_EVERY = 1.0  # seconds between looks for a free GPU
+Row = dict[str, Any]  # of a training's history: the numbers of one epoch
+
+_held: dict[int, tuple[torch.device, FileLock]] = {}  # by process, for a forked one does not hold its parent's GPU
+
 
 def main(cfg: DictConfig) -> None:
-    run = run_of(cfg, current_choices())
-    train(cfg, run)
+    require(isinstance(cfg.tensorboard, bool), "tensorboard", "true or false", cfg.tensorboard)
+    train(cfg, run_of(cfg, current_choices()), tensorboard=cfg.tensorboard)
 
 
-def train(cfg: DictConfig, run: Run) -> Path:
-    """The folder of the finished run, which is trained or resumed if it has to be."""
+def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
+    """The folder of the finished run, which is trained or resumed if it has to be; tensorboard: event files beside metrics.jsonl."""
     commit()
+    if tensorboard:
+        _summary_writer()  # what is not installed stops here
     folder = run.folder(Path(cfg.output_root).absolute())
-    if (folder / RUN_FILE).exists() and not cfg.force:
-        log.info("finished already: %s", folder)
+    if not cfg.force and _finished(folder):
+        if tensorboard:  # it changes no result, hence no run's name
+            with locked(folder, log.info):
+                _write_events(folder)
         return folder
     dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
     device = device_of(cfg.device)
     data = plain(cfg, "data")["data"]
     train_data = dataset.load("train", root=Path(data["root"]), download=data["download"], workers=data["workers"])
     with locked(folder, log.info):
-        if (folder / RUN_FILE).exists() and not cfg.force:  # another process finished it while this one waited
-            log.info("finished already: %s", folder)
+        if not cfg.force and _finished(folder):  # another process finished it while this one waited
+            if tensorboard:
+                _write_events(folder)
             return folder
         if cfg.force:
             for name in (RUN_FILE, CHECKPOINT_FILE, MODEL_FILE):
                 (folder / name).unlink(missing_ok=True)
+            if (folder / EVENTS_FOLDER).exists():
+                shutil.rmtree(folder / EVENTS_FOLDER)
         with leaving_error(folder):
             _write_hydra(folder, run)
-            _fit(run, folder, model, defense, recipe, train_data.to(device))
+            _fit(run, folder, model, defense, recipe, train_data.to(device), tensorboard)
     return folder
+
+
+def _finished(folder: Path) -> bool:
+    if found := (folder / RUN_FILE).exists():
+        log.info("finished already: %s", folder)
+    return found
 
 
 def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
@@ -87,7 +113,7 @@ def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Def
     return dataset, model.to(device).eval(), defense
 
 
-def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any) -> None:
+def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any, tensorboard: bool) -> None:
     checkpoint = folder / CHECKPOINT_FILE
     state = load_state(checkpoint, run.fingerprint) if checkpoint.exists() else None
     if state is not None:
@@ -97,9 +123,11 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
     def save(state: State) -> None:
         save_state(checkpoint, state, run.fingerprint)
         _write_metrics(folder, state)
+        add_events(state.history[-1])
 
     device = train_data.device
-    state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save)
+    with _events(folder, state.history if state else []) if tensorboard else nullcontext(lambda row: None) as add_events:
+        state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save)
     _write_metrics(folder, state)  # once more: the process may have died between the two writes
     digest = write_tensors(folder / MODEL_FILE, model.state_dict(), {"run": run.fingerprint})
     held_out = len(split_validation(len(train_data), recipe.validation)[1])
@@ -126,7 +154,60 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
 
 def _write_metrics(folder: Path, state: State) -> None:
     # Whole each time, from the state: after a kill, no epoch is missing or there twice.
-    write_bytes(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in state.history).encode())
+    write_bytes(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in state.history).encode())
+
+
+def _write_events(folder: Path) -> None:
+    """A finished run's event files, from its metrics. Raises LabError where these cannot be read."""
+    path = folder / METRICS_FILE
+    try:
+        history = [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path} cannot be read ({error}); train with force=true, or leave out tensorboard=true") from error
+    with _events(folder, history):
+        pass
+
+
+def _summary_writer() -> Any:
+    """TensorBoard's writer, a class. Raises LabError, with the install command, where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise LabError(f"tensorboard=true needs a package ({error}); install it: python -m pip install tensorboard") from error
+    return SummaryWriter
+
+
+@contextmanager
+def _events(folder: Path, history: Sequence[Row]) -> Iterator[Callable[[Row], None]]:
+    """The run's event files, begun anew with the epochs in `history`; what it yields adds one more, and they are on disk then.
+
+    Each number of a row is a scalar at the step of its epoch, named loss/<player>, validation/accuracy or epoch/<number>.
+    """
+    path = folder / EVENTS_FOLDER
+    with storing(path):
+        for old in path.glob("events.*"):  # up to another epoch, or torn: after a kill, no epoch is missing or there twice
+            if old.stat().st_size:
+                old.write_bytes(b"")  # an open TensorBoard waits for more of a file that is deleted, and goes on to the next from this one
+            else:
+                old.unlink()
+        writer = _summary_writer()(str(path), purge_step=1)  # an open TensorBoard forgets what it has read
+
+    def add(row: Row) -> None:
+        with storing(path):
+            for name, value in row.items():
+                section, _, rest = name.partition("_")
+                tag = f"{section}/{rest}" if section in ("loss", "validation") else f"epoch/{name}"
+                if name != "epoch" and isinstance(value, int | float):
+                    writer.add_scalar(tag, value, row["epoch"])
+            writer.flush()
+
+    try:
+        for row in history:
+            add(row)
+        yield add
+    finally:
+        with storing(path):
+            writer.close()
 
 
 def _write_hydra(folder: Path, run: Run) -> None:
@@ -154,14 +235,45 @@ def device_of(name: str) -> torch.device:
     """The device that `device=` names. Raises LabError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "free":
+        return _free_gpu()
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise LabError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+        raise LabError(f"device: expected auto, free, cpu, cuda or cuda:N, got {name!r}") from error
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise LabError(f"device: {name!r} is not there ({count} CUDA devices found); use device=cpu or device=auto")
     return device
+
+
+def _free_gpu() -> torch.device:
+    """The first GPU that no other process on this machine got in this way, held until this one ends; the CPU where there is none.
+
+    Waits, and says so once, while all are taken. The processes of one user see each other's. Raises LabError where locks cannot be written.
+    """
+    if os.getpid() in _held:
+        return _held[os.getpid()][0]
+    folder, user = Path(tempfile.gettempdir()), os.getuid() if hasattr(os, "getuid") else 0
+    names = [getattr(torch.cuda.get_device_properties(index), "uuid", index) for index in range(torch.cuda.device_count())]
+    locks = [FileLock(folder / f"robustbench_lab-{user}-gpu-{name}.lock") for name in names]  # whichever of them CUDA_VISIBLE_DEVICES shows
+    waiting = False
+    while locks:
+        for index, lock in enumerate(locks):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            except OSError as error:
+                problem = f"device=free: cannot lock {lock.lock_file}: {error.strerror or error}"
+                raise LabError(f"{problem}; name a folder that can be written with the environment variable TMPDIR") from error
+            _held[os.getpid()] = torch.device("cuda", index), lock
+            return _held[os.getpid()][0]
+        if not waiting:
+            log.info("device=free: other processes hold all %d GPUs; waiting until one of them ends", len(locks))
+            waiting = True
+        time.sleep(LOOK_EVERY)
+    return torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:

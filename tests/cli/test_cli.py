@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_lab import __version__
+from robustbench_lab import __version__, evaluation
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -141,7 +141,7 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
     ended = lab("evaluate", *tiny, "attack.steps=3", "attack.keep=last", "budget.eps=8/255")
     assert ended.status == 0, ended.err
     (folder,) = (trained / "evaluate").iterdir()
-    assert {path.name for path in folder.iterdir()} == {".lock", "record.json", "outcome.npz"}
+    assert {path.name for path in folder.iterdir()} == {".lock", "record.json", "outcome.npz", "examples.npz"}
     run, record = json.loads((trained / "run.json").read_text()), record_in(trained)
     assert folder.name == f"pgd-white-{record['fingerprint']}"
     assert record["run"] == {
@@ -187,6 +187,51 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
     broken = outcome["distance"][outcome["clean"] & ~outcome["robust"]]
     if len(broken):
         assert record["distance_of_broken"]["mean"] == pytest.approx(broken.mean())
+
+
+def test_an_evaluation_leaves_its_first_images_whether_it_was_interrupted_or_not(lab, trained, tiny, monkeypatch):
+    command = ["evaluate", *tiny, "attack.steps=3", "batch_size=4", "panel=none"]
+    assert lab(*command).status == 0
+    (folder,) = (trained / "evaluate").iterdir()
+    outcome, expected = (dict(np.load(folder / f"{name}.npz", allow_pickle=False)) for name in ("outcome", "examples"))
+    assert {name: (array.dtype, array.shape) for name, array in expected.items()} == {
+        "index": (np.int64, (6,)), "x": (np.uint8, (6, 1, 8, 8)), "delta": (np.float16, (6, 1, 8, 8)),
+        "label": (np.int64, (6,)), "clean_prediction": (np.int64, (6,)), "prediction": (np.int64, (6,)),
+    }  # fmt: skip
+    assert expected["index"].tolist() == outcome["index"][:6].tolist()
+    assert (expected["clean_prediction"] == expected["label"]).tolist() == outcome["clean"][:6].tolist()
+    assert (expected["prediction"] == expected["label"]).tolist() == outcome["robust"][:6].tolist()
+    distance = np.abs(expected["delta"]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(distance, np.nan_to_num(outcome["distance"][:6]), atol=1e-3)
+    for path in folder.iterdir():
+        path.unlink()
+
+    predictions, calls = evaluation.predictions, []
+
+    def stop_in_the_third_batch(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:  # each batch is judged clean and attacked
+            raise KeyboardInterrupt
+        return predictions(*arguments)
+
+    partial = folder / "outcome.partial.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "SAVE_EVERY", 0.0)
+        patch.setattr(evaluation, "predictions", stop_in_the_third_batch)
+        assert lab(*command).status == 130
+    saved = dict(np.load(partial, allow_pickle=False))
+    assert not (folder / "examples.npz").exists()
+    ended = lab(*command)
+    assert "going on after 8 of 40 images" in ended.err
+    for name, array in np.load(folder / "examples.npz", allow_pickle=False).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+    (folder / "record.json").unlink()  # and what an older version left, without examples, is of no use
+    np.savez_compressed(partial, **{name: array for name, array in saved.items() if not name.startswith("examples.")})
+    ended = lab(*command)
+    assert ended.status == 0
+    assert "starting afresh" in ended.err
+    assert "going on" not in ended.err
 
 
 def test_nothing_that_is_written_is_a_pickle(lab, outputs, trained, tiny):
@@ -372,23 +417,46 @@ def test_reproduce_fills_what_is_missing_and_nothing_else(lab, outputs, small_ta
     assert "| plain   | -     | -    |" in ended.out
     ended = lab("reproduce", "tables=[paper/*]", "device=cpu")
     assert ended.status == 0, ended.err
-    assert "1 tables, 2 cells to fill, from 1 runs" in ended.err
+    assert "1 training runs: 0 finished, 1 missing" in ended.out
+    assert "1 evaluations: 0 finished, 1 missing" in ended.out
     (path,) = outputs.glob("runs/*/evaluate/*/record.json")
     record, made = json.loads(path.read_text()), path.stat().st_mtime_ns
     assert f"{100 * record['robust_accuracy']:.2f}" in ended.out
     ended = lab("reproduce")
-    assert "0 cells to fill" in ended.err
+    assert "1 training runs: 1 finished, 0 missing" in ended.out
     assert path.stat().st_mtime_ns == made
+    assert not list(outputs.glob("runs/*/*.partial"))
+    assert (outputs / "report" / "index.html").exists()
+
+
+def test_a_plan_is_printed_and_nothing_done(lab, outputs, small_table):
+    for words in (["--dry-run"], ["plan=true"]):
+        ended = lab("reproduce", *words)
+        assert ended.status == 0, ended.err
+        assert "1 training runs: 0 finished, 1 missing" in ended.out
+        assert not (outputs / "runs").exists()
+        assert not (outputs / "tables").exists()
+
+
+def test_a_profile_writes_its_own_tables(lab, outputs, small_table):
+    small_table.write_text(small_table.read_text().replace("profile: smoke", "profile: paper"))
+    ended = lab("tables", "profile=smoke")
+    assert ended.status == 0, ended.err
+    assert [str(path.relative_to(outputs / "tables")) for path in outputs.glob("tables/**/*.md")] == ["smoke/paper/small.md"]
+    ended = lab("tables", "profile=fast")
+    assert ended.status == 2
+    assert "profile: expected one of paper, quick, smoke, got 'fast'" in ended.err
 
 
 def test_reproduce_goes_on_after_a_failing_job_and_ends_with_a_list(lab, outputs, small_table):
     rows = "rows:\n- {label: broken, overrides: [training.optimizer.lr=1e30]}\n- label: plain\n"
     small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", rows))
     ended = lab("reproduce")
-    assert ended.status == 2
-    head, _, listed = ended.err.rpartition("of the jobs failed:")
-    assert head.endswith("error: 1 "), "the evaluation that the failed training leaves without a model is no second failure"
+    assert ended.status == 1
+    head, _, listed = ended.err.rpartition("jobs failed:")
+    assert head.endswith("\n1 "), "the evaluation that the failed training leaves without a model is no second failure"
     assert "not finite in epoch 1" in listed
+    assert "1 evaluations wait for runs that could not be trained" in head
     page = (outputs / "tables" / "paper" / "small.md").read_text()
     (path,) = outputs.glob("runs/*/evaluate/*/record.json")
     assert f"{100 * json.loads(path.read_text())['robust_accuracy']:.2f}" in page
