@@ -68,6 +68,15 @@ class Run:
         words = [self.choices[group] for group in ("dataset", "backbone", "defense")]
         return "-".join([*words, f"s{self.config['seed']}", self.fingerprint])
 
+    @property
+    def source(self) -> Run | None:
+        """The run that this one's defense learns from, if any: all but the defense is the same."""
+        if "source" not in self.config["defense"]:
+            return None
+        choices = {group: choice for group, choice in self.choices.items() if group != "defense.source"}
+        choices["defense"] = self.choices.get("defense.source", "source")
+        return Run({**self.config, "defense": self.config["defense"]["source"]}, choices)
+
     def folder(self, output_root: Path) -> Path:
         """Where the run is, or will be: an existing folder of this content counts under any name."""
         existing = sorted((output_root / "runs").glob(f"*-{self.fingerprint}"))
@@ -155,7 +164,10 @@ def with_fractions(value: object, key: str) -> Any:
 
 
 def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
-    return Run(plain(cfg, *RUN_GROUPS, "seed"), {group: str(choices[group]) for group in RUN_GROUPS})
+    named = {group: str(choices[group]) for group in RUN_GROUPS}
+    if (source := choices.get("defense@defense.source")) is not None:
+        named["defense.source"] = str(source)
+    return Run(plain(cfg, *RUN_GROUPS, "seed"), named)
 
 
 def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> Evaluation:

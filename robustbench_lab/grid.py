@@ -329,7 +329,7 @@ class Expansion:
 
     def __init__(self, every: Iterable[Sequence[str]]) -> None:
         self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
-        self._nodes: dict[tuple[str, str], DictConfig | None] = {}  # None: a choice that reaches beyond its group
+        self._nodes: dict[tuple[str, str], tuple[DictConfig, dict[str, Any]] | None] = {}  # None: a choice that reaches beyond its group
         self._runs: dict[tuple[str, ...], Run] = {}
         self._found: dict[tuple[str, ...], Evaluation] = {}
         self._compose_choices({choice for words in every for choice in self._choices_in(words)})
@@ -361,7 +361,8 @@ class Expansion:
             expected = {**self._base("evaluate")[1], **asked}
             alone = all(choices[group] == expected[group] for group in GROUPS)
             for group, choice in asked.items():
-                self._nodes[group, choice] = cfg[group] if alone else None
+                within = {key: value for key, value in choices.items() if key.startswith(f"{group}@") or f"@{group}." in key}
+                self._nodes[group, choice] = (cfg[group], within) if alone else None
 
     def _base(self, verb: str, *profile: str) -> tuple[DictConfig, dict[str, Any]]:
         if (verb, *profile) not in self._bases:
@@ -386,7 +387,8 @@ class Expansion:
                 node = self._nodes.get((group, str(override.value())))
                 if node is None or group not in base:
                     return compose(verb, words)
-                chosen[group], choices[group] = node, str(override.value())
+                chosen[group], choices[group] = node[0], str(override.value())
+                choices |= node[1]
             elif (CONF / group).is_dir():
                 return compose(verb, words)
             else:

@@ -133,13 +133,19 @@ def fit(
     seed: int,
     state: State | None = None,
     save: Callable[[State], None] = lambda state: None,
+    source: Defended | None = None,
 ) -> State:
     """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
 
-    The model and the data lie on one device. Returns the last state; the model then holds the weights that the recipe keeps.
+    The model and the data lie on one device. source: the trained model that a `Taught` defense learns from.
+    Returns the last state; the model then holds the weights that the recipe keeps.
     Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
     """
     train, validation = split_validation(len(train_data), recipe.validation)
+    teacher = None if source is None else source.eval().requires_grad_(False)
+    if (extra := defense.extra_images(teacher, train_data.subset(train), seed)) is not None:
+        train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
+        train_data = train_data.followed_by(extra)
     if state is None:
         state = State()
         defense.prepare(model, train_data.subset(train))
@@ -169,7 +175,7 @@ def fit(
             torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images
             watch = LossWatch(players, epoch)
             model.train()
-            for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch)):
+            for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch, teacher)):
                 factor = recipe.schedule(epoch + step / steps, recipe.epochs)
                 for player in players:
                     optimizer = optimizers[player.name]
@@ -212,7 +218,9 @@ def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
     return torch.arange(n - held_out), torch.arange(n - held_out, n)
 
 
-def epoch_batches(data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int) -> Iterator[Batch]:
+def epoch_batches(
+    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, source: Defended | None = None
+) -> Iterator[Batch]:
     """The batches of one epoch, in an order and with augmentation that (seed, epoch) determine; a last batch of one image is dropped."""
     generator = torch.Generator().manual_seed(stable_hash(seed, "order", epoch))
     order = torch.randperm(len(train) * copies, generator=generator)
@@ -222,7 +230,7 @@ def epoch_batches(data: ImageSet, train: Tensor, recipe: Recipe, copies: int, se
     batches = data.batches(train[order % len(train)], recipe.batch_size)
     for (x, y, ids), copy in zip(batches, visit.split(recipe.batch_size), strict=True):
         rng = ImageRandom.of(ids, seed, "train", epoch).at(copy)
-        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy))
+        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy), source)
 
 
 def augment(x: Tensor, recipe: Recipe, rng: ImageRandom) -> Tensor:

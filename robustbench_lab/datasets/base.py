@@ -61,6 +61,12 @@ class ImageSet:
         chosen = positions.to(self.device)
         return ImageSet(*(part.index_select(0, chosen) for part in (self.images, self.labels, self.ids)))
 
+    def followed_by(self, more: "ImageSet") -> "ImageSet":
+        """These images, and after them `more` of the same shape, in one tensor: float32 unless both are uint8."""
+        kinds = {part.images.dtype for part in (self, more)}
+        images = [part.images if len(kinds) == 1 else _as_float(part.images) for part in (self, more)]
+        return ImageSet(torch.cat(images), torch.cat([self.labels, more.labels]), torch.cat([self.ids, more.ids]))
+
     def batches(self, positions: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """`x` float32 [B, C, H, W] in [0, 1], `y` int64 [B] and `ids` int64 [B], in the order of `positions` int64 [M].
 
@@ -101,6 +107,9 @@ class StreamedImageSet(ImageSet):
         for pixels, chunk in zip(chosen._decoded(batch_size), chunks, strict=True):
             x = _as_float(pixels.to(self.device, non_blocking=True))
             yield x, chosen.labels.index_select(0, chunk), chosen.ids.index_select(0, chunk)
+
+    def followed_by(self, more: ImageSet) -> ImageSet:
+        return self.in_memory().followed_by(more)
 
     def in_memory(self) -> ImageSet:
         """The same images, all decoded into one tensor (with a progress bar where that takes long)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, is_number, require
@@ -19,7 +20,7 @@ class Batch:
 
     x [B, C, H, W] in [0, 1], augmented; y int64 [B]; ids int64 [B] in the training split; copy int64 [B], which visit of the epoch this is
     to each image (0 unless the defense has `copies` > 1); epoch from 0; rng, tied to image, copy and epoch; fixed_rng, tied to image and
-    copy: the same in every epoch.
+    copy: the same in every epoch; source: of a `Taught` defense, the run that it learns from, in eval mode, parameters without gradients.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class Batch:
     epoch: int
     rng: ImageRandom
     fixed_rng: ImageRandom
+    source: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Defense:
     def prepare(self, model: Defended, train_data: object) -> None:
         """Once, before step 0, and not again after a resume: what it learns from the data goes into the model's buffers."""
 
+    def extra_images(self, source: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
+        """At each start, before the first step: images that training has beside its own, the same at every start; None for none.
+
+        source: as in Batch. Their ids belong to them alone: not to the training images, not to each other.
+        """
+        return None
+
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         """Each step: the scalar to lower."""
         return cross_entropy(model(batch.x), batch.y).mean()
@@ -69,6 +78,16 @@ class Defense:
 
     def after_step(self, model: Defended) -> None:
         """After the optimisers moved: constraints on the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Defense):
+    """A defense that learns from another finished run: that of the same images, network, recipe and seed, trained by `source`.
+
+    What it learns stands in `extra_images`, or in a loss that looks at `batch.source`.
+    """
+
+    source: Defense
 
 
 @dataclass(frozen=True, kw_only=True)

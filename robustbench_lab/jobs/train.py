@@ -59,6 +59,10 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
     device = device_of(cfg.device)
     data = plain(cfg, "data")["data"]
     train_data = dataset.load("train", root=Path(data["root"]), download=data["download"], workers=data["workers"])
+    source = None
+    if run.source is not None:
+        log.info("%s learns from %s", run.name, run.source.name)
+        source = load_run(run.source, train(_unforced(cfg), run.source), device)[1]
     with locked(folder, log.info):
         if not cfg.force and _finished(folder):  # another process finished it while this one waited
             if tensorboard:
@@ -71,8 +75,15 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
                 shutil.rmtree(folder / EVENTS_FOLDER)
         with leaving_error(folder):
             _write_hydra(folder, run)
-            _fit(run, folder, model, defense, recipe, train_data.to(device), tensorboard)
+            _fit(run, folder, model, defense, recipe, train_data.to(device), tensorboard, source)
     return folder
+
+
+def _unforced(cfg: DictConfig) -> DictConfig:
+    """The config with force=false: what is repeated is the run itself, not the one that it learns from."""
+    other = cfg.copy()
+    other.force = False
+    return other
 
 
 def _finished(folder: Path) -> bool:
@@ -113,7 +124,9 @@ def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Def
     return dataset, model.to(device).eval(), defense
 
 
-def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any, tensorboard: bool) -> None:
+def _fit(
+    run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any, tensorboard: bool, source: Defended | None
+) -> None:
     checkpoint = folder / CHECKPOINT_FILE
     state = load_state(checkpoint, run.fingerprint) if checkpoint.exists() else None
     if state is not None:
@@ -127,7 +140,7 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
 
     device = train_data.device
     with _events(folder, state.history if state else []) if tensorboard else nullcontext(lambda row: None) as add_events:
-        state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save)
+        state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save, source)
     _write_metrics(folder, state)  # once more: the process may have died between the two writes
     digest = write_tensors(folder / MODEL_FILE, model.state_dict(), {"run": run.fingerprint})
     held_out = len(split_validation(len(train_data), recipe.validation)[1])
@@ -138,6 +151,7 @@ def _fit(run: Run, folder: Path, model: Defended, defense: Defense, recipe: Reci
         "choices": {group: run.choices[group] for group in ("dataset", "backbone", "defense", "training")},
         "config": run.config,
         "model_digest": digest,
+        "source": run.source.name if run.source else None,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_images": len(train_data) - held_out,
         "validation_images": held_out,

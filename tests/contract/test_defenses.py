@@ -34,11 +34,17 @@ def trained(request: pytest.FixtureRequest, run_objects: Callable[..., Objects])
 
 
 @pytest.fixture
-def batch_at(digits: tuple[ImageSet, ImageSet]) -> Callable[[int], Batch]:
+def source(run_objects: Callable[..., Objects]) -> Defended:
+    """What a Taught defense learns from."""
+    return run_objects("backbone=small_cnn", "seed=9")[1].eval().requires_grad_(False)
+
+
+@pytest.fixture
+def batch_at(digits: tuple[ImageSet, ImageSet], source: Defended) -> Callable[[int], Batch]:
     def make(epoch: int, n: int = 24) -> Batch:
         x, y, ids = next(digits[0].batches(torch.arange(n), n))
         copy = torch.arange(n) % 2
-        return Batch(x, y, ids, copy, epoch, ImageRandom.of(ids, 0, epoch), ImageRandom.of(ids, 0))
+        return Batch(x, y, ids, copy, epoch, ImageRandom.of(ids, 0, epoch), ImageRandom.of(ids, 0), source)
 
     return make
 
@@ -171,6 +177,27 @@ def test_a_loss_is_the_same_twice(name: str, run_objects: Callable[..., Objects]
     assert torch.equal(batch.x, x)
     assert torch.equal(batch.y, y)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", names("defense"))
+def test_extra_images_are_the_same_at_every_start(
+    name: str, run_objects: Callable[..., Objects], digits: tuple[ImageSet, ImageSet], source: Defended
+) -> None:
+    """A resumed run must learn from the same images; and the source is left as it was."""
+    defense, few = run_objects(f"defense={name}", "backbone=small_cnn")[2], digits[0].subset(torch.arange(30))
+    before = {key: value.clone() for key, value in source.state_dict().items()}
+    extra, again = (defense.extra_images(source, few, 0) for _ in range(2))
+    if extra is None:
+        assert again is None
+        return
+    assert again is not None
+    assert torch.equal(extra.images, again.images)
+    assert extra.images.shape[1:] == few.images.shape[1:]
+    assert 0 <= extra.images.min() <= extra.images.max() <= 1
+    ids = torch.cat([few.ids, extra.ids]).tolist()
+    assert len(set(ids)) == len(ids)
+    assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in source.parameters())
 
 
 @pytest.mark.parametrize("name", names("training"))
