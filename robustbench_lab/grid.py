@@ -6,7 +6,6 @@ than `group=choice` and `key=value` are left to Hydra.
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,10 +27,13 @@ from robustbench_lab.config import (
     Run,
     compose,
     evaluation_from,
+    evaluation_of,
     merged_overrides,
     parsed,
     readable,
     run_of,
+    setting_of,
+    train_overrides,
 )
 from robustbench_lab.errors import LabError
 
@@ -41,6 +43,8 @@ METRICS = ("robust_accuracy", "clean_accuracy")
 KINDS = ("exact", "claim", "none")
 PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
 GROUPS = (*RUN_GROUPS, "attack", "budget", "threat_model", "panel")
+WHOLE = ("profile=", "metric=")  # words that Hydra composes a whole config for, the others being added to it
+REFERENCE = re.compile(r"\$\{(?:backbone|defense|training|seed|profile)\b")
 COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
 SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<sign>[+-]) (?P<points>\d+(?:\.\d+)?))?")
 
@@ -331,15 +335,43 @@ class Expansion:
         self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
         self._nodes: dict[tuple[str, str], tuple[DictConfig, dict[str, Any]] | None] = {}  # None: a choice that reaches beyond its group
         self._runs: dict[tuple[str, ...], Run] = {}
+        self._hows: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
         self._found: dict[tuple[str, ...], Evaluation] = {}
+        self._texts: dict[int, str] = {}  # of nodes that live as long as this object
         self._compose_choices({choice for words in every for choice in self._choices_in(words)})
 
     def evaluation(self, words: Sequence[str]) -> Evaluation:
         key = tuple(words)
         if key not in self._found:
-            cfg, choices = self._config("evaluate", words)
-            self._found[key] = evaluation_from(cfg, choices, words, self._run)
+            described = train_overrides(words)
+            how = [word for word in words if word not in described]
+            if self._looks_at_the_run(how):
+                self._found[key] = evaluation_of(*compose("evaluate", words), words)
+            else:
+                of_data = [word for word in described if parsed(word).key_or_group.partition(".")[0] in ("dataset", "profile")]
+                self._found[key] = evaluation_from(self._run(described), *self._how([*of_data, *how]), words, self._run)
         return self._found[key]
+
+    def _how(self, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything but the run, and the choices behind it."""
+        key = tuple(words)
+        if key not in self._hows:
+            cfg, choices = self._config("evaluate", words)
+            self._hows[key] = setting_of(cfg), choices
+        return self._hows[key]
+
+    def _looks_at_the_run(self, words: Sequence[str]) -> bool:
+        """Whether the way of attacking refers to the run by more than its images: then the two are composed together."""
+        chosen = {parsed(word).key_or_group: parsed(word).value() for word in words}
+        nodes = [self._nodes.get((group, str(choice))) for group, choice in chosen.items() if group in GROUPS]
+        found = [node[0] for node in nodes if node is not None]
+        found += [self._base("evaluate")[0][group] for group in ("attack", "budget", "threat_model") if group not in chosen]
+        return any("${" in word for word in words) or any(REFERENCE.search(self._text(node)) for node in found)
+
+    def _text(self, node: DictConfig) -> str:
+        if id(node) not in self._texts:
+            self._texts[id(node)] = OmegaConf.to_yaml(node)
+        return self._texts[id(node)]
 
     def _run(self, words: Sequence[str]) -> Run:
         key = tuple(words)
@@ -371,7 +403,7 @@ class Expansion:
 
     def _config(self, verb: str, words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
         """As config.compose, without Hydra's own part where the words are plain."""
-        base, choices = self._base(verb, *(word for word in words if word.startswith("profile=")))
+        base, choices = self._base(verb, *(word for word in words if word.startswith(WHOLE)))
         cfg = OmegaConf.create({key: None for key in base if key != "hydra"}, flags={"allow_objects": True})
         values = []
         choices = dict(choices)
@@ -379,7 +411,7 @@ class Expansion:
         for word in words:
             override = parsed(word)
             group = override.key_or_group
-            if group == "profile":
+            if word.startswith(WHOLE):
                 continue
             if override.type != OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
                 return compose(verb, words)
@@ -394,7 +426,7 @@ class Expansion:
             else:
                 values.append((group, override.value()))
         for key in cfg:
-            cfg[key] = copy.deepcopy(chosen[key] if key in chosen else base._get_node(key))
+            cfg[key] = chosen[key] if key in chosen else base._get_node(key)  # a copy: omegaconf never shares a node
         for key, value in values:
             if OmegaConf.select(cfg, key, default=_NOTHING) is _NOTHING:
                 return compose(verb, words)  # Hydra's error says it well

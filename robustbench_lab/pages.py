@@ -130,12 +130,16 @@ def with_figures(text: str, cells: Sequence[Cell]) -> str:
 
 def _how_to_fill(cell: Cell) -> str:
     reason = f" ({cell.problem})" if cell.problem else ""
+    return f"- {cell.row}, {cell.column}{reason}: {', then '.join(f'`{command}`' for command in commands_of(cell))}"
+
+
+def commands_of(cell: Cell) -> list[str]:
+    """The commands that fill a cell, one after the other."""
     run = train_overrides(cell.overrides)
     jobs = [("train", run), ("evaluate", cell.overrides)]
     if cell.evaluation.source is not None:
         jobs.insert(0, ("train", merged_overrides(run, cell.evaluation.config["threat_model"]["overrides"])))
-    commands = [f"`python -m robustbench_lab {verb} {' '.join(map(shlex.quote, words))}`" for verb, words in jobs]
-    return f"- {cell.row}, {cell.column}{reason}: {', then '.join(commands)}"
+    return [f"python -m robustbench_lab {verb} {shlex.join(words)}" for verb, words in jobs]
 
 
 def _provenance(cells: Sequence[Cell], output_root: Path) -> list[str]:

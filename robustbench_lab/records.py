@@ -31,6 +31,7 @@ from robustbench_lab.errors import LabError
 SCHEMA = 1
 RUN_FILE = "run.json"  # the last file of a training run
 RECORD_FILE = "record.json"  # the last file of an evaluation
+EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
 ERROR_FILE = "error.json"
 PACKAGES = ("robustbench_lab", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "scikit-learn", "safetensors")
 

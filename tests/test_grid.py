@@ -19,6 +19,9 @@ SETTINGS = [
     ["attack=worst_of", "+attack@attack.attacks.square=square"],
     ["dataset=mnist", "threat_model=gray_twin", "defense=fm"],
     ["dataset=mnist", "threat_model=black_transfer", "threat_model.overrides=[seed=1,defense=trades]", "attack=mim"],
+    ["attack=deepfool", "budget=box", "metric=[loss_sensitivity,empirical_robustness]", "dataset=mnist"],
+    ["attack=pgd", "attack.steps=${training.epochs}", "training=quick"],
+    ["defense=distillation", "defense.temperature=3"],
     ["training.epochs=3", "training.optimizer.lr=0.5", "defense=gda_bounded_relu", "budget=l2", "budget.eps=0.5"],
 ]
 
@@ -42,14 +45,14 @@ def test_every_tables_evaluations_are_those_that_hydra_composes(profile):
 
 
 def test_what_cells_share_is_composed_once(monkeypatch):
-    """Four choices of attack and one of dataset: four rounds, and one base for each verb."""
+    """Four choices of attack, beside two of dataset: four rounds; and one base for each verb."""
     asked = []
     monkeypatch.setattr(grid, "compose", lambda verb, words: asked.append((verb, *words)) or compose(verb, words))
     cells = [[f"attack={attack}", f"dataset={data}"] for attack in ("pgd", "fgsm", "mim", "square") for data in ("digits", "moons")]
     expansion = Expansion(cells)
     fingerprints = {expansion.evaluation(words).fingerprint for words in cells}
     assert len(fingerprints) == 8
-    assert len(asked) == 5
+    assert len(asked) == 6
 
 
 def test_an_unknown_key_is_hydras_error():

@@ -107,7 +107,8 @@ def test_a_full_table(written, outputs, capsys):
     first = {**rows[1], "record": ""}
     assert first == {
         "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "ours": "80.0000", "interval_low": "49.0162",
-        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "verdict": "differs", "warnings": "transfer_only", "record": "",
+        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "verdict": "differs",
+        "warnings": "transfer_only", "record": "",
     }  # fmt: skip
     assert rows[2]["published"] == rows[2]["difference"] == ""
     assert rows[1]["record"] == f"{cells[1].evaluation.run.name}/evaluate/{cells[1].evaluation.name}"

@@ -1,0 +1,1 @@
+"""What the report draws: charts as SVG text, and adversarial examples as PNG."""

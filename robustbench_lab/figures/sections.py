@@ -1,0 +1,346 @@
+"""What the report shows of one table, worked out from its cells and from every record of the models in it; no drawing, no HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lab.figures.charts import Pair, Point, Reach
+from robustbench_lab.pages import footnote_letters
+
+if TYPE_CHECKING:
+    from robustbench_lab.config import Run
+    from robustbench_lab.grid import Table
+    from robustbench_lab.jobs.tables import Cell, CheckedClaim
+
+GROUPS = ("dataset", "backbone", "defense", "training")
+OF_THE_ATTACK = {"collapsed", "transfer_only"}  # warnings of a record that say nothing about hidden gradients
+UNSAID = dict.fromkeys(
+    ("forward_per_attacked_image", "backward_per_attacked_image", "device", "platform", "commit", "command", "finished_at", "versions")
+)  # what a record of an older version may lack, and a page can do without
+PANEL = {
+    "clean": "clean", "one_step": "one step", "iterated": "iterated", "longer": "more steps", "margin": "margin loss",
+    "larger": "larger ball", "unbounded": "no bound", "queries": "queries", "random": "random draws", "strongest": "strongest",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Where an attack may go."""
+
+    norm: str
+    eps: float
+
+    @classmethod
+    def of(cls, budget: Mapping[str, Any]) -> Ball:
+        return cls(str(budget["norm"]), float(budget["eps"]))  # a record has "inf" for infinity
+
+    def __str__(self) -> str:
+        levels = 255 * self.eps
+        if math.isinf(self.eps):
+            return f"{self.norm}, no bound"
+        if self.norm != "l0" and len(f"{self.eps:g}") > 5 and abs(levels - round(levels)) < 1e-6:
+            return f"{self.norm} {round(levels)}/255"
+        return f"{self.norm} {self.eps:g}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a panel measured on `n` images of one model: accuracies in percent, by the names of conf/panel/."""
+
+    key: str
+    ball: Ball
+    n: int
+    accuracy: Mapping[str, float]
+
+    @classmethod
+    def of(cls, panel: Mapping[str, Any]) -> Panel:
+        shares = {"clean": panel["clean_accuracy"], **panel["accuracy"]}
+        return cls(str(panel["key"]), Ball.of(panel), int(panel["n"]), {name: 100 * float(share) for name, share in shares.items()})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record and its folder, read as far as the page needs it; accuracies in percent."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    run: str
+    fingerprint: str
+    dataset: str
+    backbone: str
+    defense: str
+    seed: int
+    attack: str
+    threat_model: str
+    white: bool
+    ball: Ball
+    n: int
+    clean: float
+    robust: Point
+    seconds: float
+    warnings: Sequence[Mapping[str, str]]
+    panel: Panel | None
+
+    @classmethod
+    def of(cls, folder: Path, record: Mapping[str, Any]) -> Entry:
+        """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks what every record has."""
+        trained, config, choices = record["run"], record["config"], record["choices"]
+        low, high = record["robust_interval"]
+        return cls(
+            folder=folder,
+            record={**UNSAID, **record},
+            run=str(trained["fingerprint"]),
+            fingerprint=str(record["fingerprint"]),
+            dataset=str(trained["choices"]["dataset"]),
+            backbone=str(trained["choices"]["backbone"]),
+            defense=str(trained["choices"]["defense"]),
+            seed=int(trained["seed"]),
+            attack=str(choices["attack"]),
+            threat_model=str(choices["threat_model"]),
+            white=config["threat_model"]["sees"] == "defended",
+            ball=Ball.of(config["budget"]),
+            n=int(record["n"]),
+            clean=100 * record["clean_accuracy"],
+            robust=Point(100 * record["robust_accuracy"], 100 * low, 100 * high),
+            seconds=float(record["seconds"]),
+            warnings=[{"code": str(warning["code"]), "message": str(warning.get("message", ""))} for warning in record["warnings"]],
+            panel=Panel.of(record["panel"]) if record.get("panel") else None,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run: its run.json and its epochs."""
+
+    name: str
+    record: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, record: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Trained:
+        return cls(name, {**UNSAID, "config": {}, "seconds": None, "epochs": None, "parameters": None, **record}, epochs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model in one ball, seen by the attacker: the paper's attack, and the strongest attack of all records."""
+
+    model: str
+    ball: Ball
+    attack: str
+    claimed: float | None
+    ours: Entry | None
+    strongest: Entry
+
+    @property
+    def strongest_label(self) -> str:
+        other = self.ours is not None and self.strongest.n != self.ours.n
+        return f"{self.strongest.attack}, n = {self.strongest.n:,}" if other else self.strongest.attack
+
+    def reach(self, several_balls: bool) -> Reach:
+        label = f"{self.model}, {self.ball}" if several_balls else self.model
+        return Reach(label, self.strongest_label, self.claimed, self.ours.robust if self.ours else None, self.strongest.robust)
+
+
+@dataclass(frozen=True)
+class Footnote:
+    letter: str
+    code: str
+    messages: Sequence[tuple[str, Sequence[str]]]  # and the cells that carry it
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table as one profile made it. `entries`: every record of each run; `trained`: the runs that could be read."""
+
+    table: Table
+    cells: Sequence[Cell]
+    claims: Sequence[CheckedClaim]
+    entries: Mapping[str, Sequence[Entry]]
+    trained: Mapping[str, Trained]
+    commands: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what fills a missing cell, by the cell's name
+
+    @property
+    def anchor(self) -> str:
+        return f"{self.table.name.replace('/', '-')}-{self.table.profile}"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it stands beside published figures: one of embedded data never does."""
+        return any(cell.published is not None for cell in self.cells)
+
+    @property
+    def make(self) -> str:
+        profile = f" PROFILE={self.table.profile}" if self.table.reshaped else ""
+        return f"make reproduce-tables TABLES={self.table.name}{profile}"
+
+    @property
+    def measured(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.record is not None]
+
+    @property
+    def missing(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.record is None]
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({cell.record["n"] for cell in self.measured if cell.record})
+
+    def count(self, verdict: str) -> int:
+        return sum(cell.verdict == verdict for cell in self.measured)
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """The models that the measured cells attack, by fingerprint."""
+        return {cell.evaluation.run.fingerprint: cell.evaluation.run for cell in self.measured}
+
+    @cached_property
+    def models(self) -> dict[str, str]:
+        """What the table calls each model: its row, its column, or else the words in which it differs from the others."""
+        runs = {cell.evaluation.run.fingerprint: cell.evaluation.run for cell in self.cells}
+        for axis in ("row", "column"):
+            labels: dict[str, set[str]] = {}
+            for cell in self.cells:
+                labels.setdefault(cell.evaluation.run.fingerprint, set()).add(getattr(cell, axis))
+            named = {run: min(found) for run, found in labels.items()}
+            if all(len(found) == 1 for found in labels.values()) and len(set(named.values())) == len(named):
+                return named
+        words = {key: {**run.choices, "seed": f"seed {run.config['seed']}"} for key, run in runs.items()}
+        differing = [group for group in (*GROUPS, "seed") if len({entry[group] for entry in words.values()}) > 1]
+        named = {key: " ".join(entry[group] for group in differing) or runs[key].name for key, entry in words.items()}
+        unique = len(set(named.values())) == len(named)
+        return named if unique else {key: f"{name} {key}" for key, name in named.items()}
+
+    @cached_property
+    def footnotes(self) -> list[Footnote]:
+        notes = []
+        for code, letter in footnote_letters(self.cells).items():
+            told: dict[str, list[str]] = {}
+            for cell in self.cells:
+                for message in dict.fromkeys(flag["message"] for flag in cell.flags if flag["code"] == code):
+                    told.setdefault(message, []).append(cell.name)
+            notes.append(Footnote(letter, code, list(told.items())))
+        return notes
+
+    def grid(self) -> list[tuple[str, Sequence[Cell]]]:
+        """Each row's label and cells."""
+        width = len(self.table.columns)
+        return [(row.label, self.cells[i * width : (i + 1) * width]) for i, row in enumerate(self.table.rows)]
+
+    def marks(self, cell: Cell) -> list[str]:
+        letters = {note.code: note.letter for note in self.footnotes}
+        return sorted({letters[flag["code"]] for flag in cell.flags})
+
+    def entry(self, cell: Cell) -> Entry | None:
+        of_run = self.entries.get(cell.evaluation.run.fingerprint, ())
+        return next((entry for entry in of_run if entry.fingerprint == cell.evaluation.fingerprint), None)
+
+    @cached_property
+    def distinct(self) -> list[tuple[Entry, list[Cell]]]:
+        """Each record that fills a cell, with the cells that it fills."""
+        found: dict[tuple[str, str], tuple[Entry, list[Cell]]] = {}
+        for cell in self.measured:
+            entry = self.entry(cell)
+            if entry is not None:
+                found.setdefault((entry.run, entry.fingerprint), (entry, []))[1].append(cell)
+        return list(found.values())
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        return [
+            Pair(cell.published, Point(cell.value, *cell.interval), cell.verdict == "within the band")
+            for cell in self.measured
+            if cell.published is not None and cell.value is not None and cell.interval is not None
+        ]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """For each model and bounded ball in which the table attacks a model that it shows: the paper's figure, and our strongest."""
+        groups: dict[tuple[str, Ball], list[Cell]] = {}
+        for cell in self.cells:
+            ball = Ball.of(cell.evaluation.config["budget"])
+            white = cell.evaluation.config["threat_model"]["sees"] == "defended"
+            if white and cell.metric == "robust_accuracy" and math.isfinite(ball.eps):
+                groups.setdefault((cell.evaluation.run.fingerprint, ball), []).append(cell)
+        return [found for (run, ball), cells in groups.items() if (found := self._comparison(run, ball, cells)) is not None]
+
+    def _comparison(self, run: str, ball: Ball, cells: Sequence[Cell]) -> Comparison | None:
+        tried = [entry for entry in self.entries.get(run, ()) if entry.white and entry.ball == ball]
+        if not tried:
+            return None
+        published = [cell for cell in cells if cell.published is not None]
+        measured = [cell for cell in cells if cell.value is not None]
+        if not published and not measured:
+            return None
+        told = min(published, key=lambda cell: cell.published or 0) if published else min(measured, key=lambda cell: cell.value or 0)
+        strongest = min(tried, key=lambda entry: (entry.robust.value, entry.attack, entry.fingerprint))
+        return Comparison(self.models[run], ball, told.evaluation.choices["attack"], told.published, self.entry(told), strongest)
+
+    def reaches(self) -> list[Reach]:
+        several = len({comparison.ball for comparison in self.comparisons}) > 1
+        return [comparison.reach(several) for comparison in self.comparisons]
+
+    @cached_property
+    def panels(self) -> list[tuple[str, Panel, list[Mapping[str, str]]]]:
+        """Model, panel and the signs of hidden gradients that its records tell, for each model and ball that a panel tried."""
+        rows = {}
+        for entry, _ in self.distinct:
+            if entry.panel is not None:
+                same = [other for other in self.entries[entry.run] if other.panel is not None and other.panel.key == entry.panel.key]
+                told = {warning["code"]: warning for other in same for warning in other.warnings if warning["code"] not in OF_THE_ATTACK}
+                rows[entry.run, entry.panel.key] = (self.models[entry.run], entry.panel, [told[code] for code in sorted(told)])
+        return list(rows.values())
+
+    @property
+    def signs(self) -> list[tuple[str, Panel, Mapping[str, str]]]:
+        return [(model, panel, sign) for model, panel, signs in self.panels for sign in signs]
+
+    @property
+    def tried(self) -> dict[str, str]:
+        """The panel's attacks that some row has, in order, with their headings."""
+        return {name: words for name, words in PANEL.items() if any(name in panel.accuracy for _, panel, _ in self.panels)}
+
+    @cached_property
+    def training(self) -> list[tuple[str, Trained]]:
+        """Model and run; those that the attacker sees instead come last."""
+        found = {key: self.models[key] for key in self.runs}
+        for cell in self.measured:
+            if cell.evaluation.source is not None:
+                found.setdefault(cell.evaluation.source.fingerprint, cell.evaluation.source.name)
+        return [(model, self.trained[key]) for key, model in found.items() if key in self.trained]
+
+    def curves(self) -> tuple[str, list[tuple[str, list[float], list[float]]]]:
+        """What is drawn, and label, epochs and values of each run that has it: validation accuracy where a run has it, else the loss."""
+        for key, measure, factor in (("validation_accuracy", "validation accuracy, %", 100.0), ("loss_model", "training loss", 1.0)):
+            lines = []
+            for model, run in self.training:
+                points = [(float(row["epoch"]), factor * row[key]) for row in run.epochs if _is_finite(row.get(key)) and "epoch" in row]
+                if points:
+                    lines.append((model, [epoch for epoch, _ in points], [value for _, value in points]))
+            if lines:
+                return measure, lines
+        return "", []
+
+    def strongest_rows(self, most: int) -> Iterator[tuple[str, Entry]]:
+        """For each model, the record of this table that broke most of its images: model and record, at most so many."""
+        best: dict[str, Entry] = {}
+        for entry, _ in self.distinct:
+            if entry.run not in best or entry.robust.value < best[entry.run].robust.value:
+                best[entry.run] = entry
+        yield from [(self.models[run], entry) for run, entry in best.items()][:most]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def flat(content: object, prefix: str = "") -> list[str]:
+    """A resolved config as `key.of.it = value` lines."""
+    if isinstance(content, Mapping) and content:
+        return [line for key, entry in content.items() for line in flat(entry, f"{prefix}.{key}" if prefix else str(key))]
+    return [f"{prefix} = {'null' if content is None else str(content).lower() if isinstance(content, bool) else content}"]
