@@ -172,21 +172,26 @@ def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
 
 def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> Evaluation:
     """The evaluation that a composed config describes; `overrides` are the words that it was composed from."""
-    return evaluation_from(cfg, choices, overrides, lambda words: run_of(*compose("train", words)))
+    return evaluation_from(run_of(cfg, choices), setting_of(cfg), choices, overrides, lambda words: run_of(*compose("train", words)))
+
+
+def setting_of(cfg: DictConfig) -> dict[str, Any]:
+    """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and metrics, resolved."""
+    config = plain(cfg, "attack", "budget", "threat_model", *HOW)
+    config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
+    return config | (plain(cfg, "metric") if "metric" in cfg else {})  # an evaluation without metrics keeps its name
 
 
 def evaluation_from(
-    cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], run_at: Callable[[Sequence[str]], Run]
+    run: Run, config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], run_at: Callable[[Sequence[str]], Run]
 ) -> Evaluation:
-    """As evaluation_of; `run_at` gives the run that words describe.
+    """As evaluation_of, from its parts; `run_at` gives the run that words describe.
 
     Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
     """
-    config = plain(cfg, "attack", "budget", "threat_model", *HOW)
-    config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
-    run, source, source_words = run_of(cfg, choices), None, []
+    source, source_words = None, []
     if config["threat_model"]["sees"] in ("twin", "substitute"):
-        described = merged_overrides([f"{group}={choices[group]}" for group in RUN_GROUPS], train_overrides(overrides))
+        described = merged_overrides([f"{group}={run.choices[group]}" for group in RUN_GROUPS], train_overrides(overrides))
         source_words = merged_overrides(described, config["threat_model"]["overrides"])
         source = run_at(source_words)
         if config["threat_model"]["sees"] == "substitute" and source.fingerprint == run.fingerprint:

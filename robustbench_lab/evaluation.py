@@ -7,7 +7,7 @@ whatever the threat model shows it; the verdict always falls on the defended mod
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack, is_random, margin
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
+from robustbench_lab.metrics.measures import Measure, Seen
 from robustbench_lab.models import Defended, frozen, full_precision
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import ImageRandom, stable_hash
@@ -70,7 +71,7 @@ class Outcome:
     draws in which the image is right without an attack, and under the attack that hurt it most; distance float64, in the budget's norm,
     NaN for images that were not attacked; broken_by int64: the stage after which no draw was right any more, -1 if none; done bool.
     forward, backward int64, seconds float64, one entry per stage: images sent through the attacker's view, and time.
-    examples: what became of the first images.
+    metrics float64 [M, N]: other measures than accuracy, NaN for images that do not count. examples: what became of the first images.
     """
 
     ids: np.ndarray
@@ -83,15 +84,17 @@ class Outcome:
     forward: np.ndarray
     backward: np.ndarray
     seconds: np.ndarray
+    metrics: np.ndarray
     examples: Examples
 
     @classmethod
-    def empty(cls, ids: np.ndarray, shape: tuple[int, ...], stages: int = 1) -> Outcome:
+    def empty(cls, ids: np.ndarray, shape: tuple[int, ...], stages: int = 1, metrics: int = 0) -> Outcome:
         """Nothing done yet, of images of the shape [C, H, W]."""
         n = len(ids)
         return cls(
             ids, np.zeros(n, bool), np.zeros(n), np.zeros(n), np.full(n, np.nan), np.full(n, -1), np.zeros(n, bool),
-            np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages), Examples.empty(ids, shape),
+            np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages),
+            np.full((metrics, n), np.nan), Examples.empty(ids, shape),
         )  # fmt: skip
 
     @property
@@ -117,6 +120,8 @@ def evaluate(
     draws: int = 1,
     eot_samples: int = 1,
     precision: str = "fp32",
+    measures: Sequence[Measure] = (),
+    train: Tensor | None = None,
     outcome: Outcome | None = None,
     save: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
@@ -127,12 +132,13 @@ def evaluate(
     draws: how often a stochastic model is asked for its verdict; eot_samples: passes that the attack averages on one. precision: of the
     search, fp32 or bf16; the verdict is always in full precision, and an image that is right by so little that the search may have seen it
     broken is attacked again in full precision, to the end.
+    measures: metrics beside accuracy; train [M, C, H, W]: the training images, for those that ask for them.
     Raises LabError, naming the attack, when it returns images that are not finite or lie outside the budget by more than 1e-6, and when
     the model returns values that are not finite.
     """
     attack.check(budget)
     stages = attack.stages()
-    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages))
+    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages), len(measures))
     assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
     todo = torch.from_numpy(np.flatnonzero(~outcome.done))
     chunks = todo.split(batch_size) if len(todo) else ()  # split gives one empty chunk of nothing
@@ -144,8 +150,7 @@ def evaluate(
             rows = chunk.numpy()
             clean_prediction, clean_right = judge(x, y, ids)
             right, distance = clean_right.clone(), torch.full(y.shape, torch.nan, dtype=torch.float64, device=x.device)
-            few = int((rows < EXAMPLES).sum())  # rows ascend: a batch's examples are its first images
-            shown, prediction = x[:few].clone(), clean_prediction[:few].clone()
+            shown, prediction = x.clone(), clean_prediction.clone()
             broken_by = torch.full_like(y, -1)
             for number, (name, stage) in enumerate(stages):
                 left = torch.nonzero(right > 0)[:, 0]
@@ -156,16 +161,19 @@ def evaluate(
                 rng = rng.fold("stage", name) if len(stages) > 1 else rng
                 x_adv, predicted, now, passes = search(name, stage, judge, x[left], y[left], ids[left], budget, rng)
                 worse = now < right[left]
-                if few:
-                    tells = (left < few) & (worse | (right[left] == clean_right[left]))  # what hurt most, or the last where nothing did
-                    shown[left[tells]], prediction[left[tells]] = x_adv[tells], predicted[tells]
+                tells = worse | (right[left] == clean_right[left])  # what hurt most, or the last where nothing did
+                shown[left[tells]], prediction[left[tells]] = x_adv[tells], predicted[tells]
                 distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
                 right[left] = torch.minimum(now, right[left])
                 broken_by[left[right[left] == 0]] = number
                 outcome.forward[number] += passes[0]
                 outcome.backward[number] += passes[1]
                 outcome.seconds[number] += time.perf_counter() - started
-            outcome.examples.keep(rows[:few], x[:few], shown, y[:few], clean_prediction[:few], prediction)
+            few = int((rows < EXAMPLES).sum())  # rows ascend: a batch's examples are its first images
+            outcome.examples.keep(rows[:few], x[:few], shown[:few], y[:few], clean_prediction[:few], prediction[:few])
+            if measures:
+                seen = Seen(defended, x, shown, y, (clean_right > 0) & (right == 0), train)
+                outcome.metrics[:, rows] = torch.stack([measure(seen) for measure in measures]).cpu().numpy()
             outcome.clean[rows], outcome.clean_right[rows] = (clean_prediction == y).cpu().numpy(), clean_right.cpu().numpy()
             outcome.right[rows], outcome.broken_by[rows] = right.cpu().numpy(), broken_by.cpu().numpy()
             outcome.distance[rows], outcome.done[rows] = distance.cpu().numpy(), True

@@ -323,7 +323,7 @@ def test_every_choice_composes_and_resolves(group, choice):
 
 
 def test_the_groups_that_are_tested_are_all_there_are():
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "table"}
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "metric", "table"}
 
 
 def test_conf_is_found_from_anywhere(tmp_path):

@@ -26,13 +26,15 @@ from robustbench_lab.config import (
     nearest_runs,
     plain,
 )
-from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.datasets.base import ImageSet, StreamedImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
+from robustbench_lab.metrics.measures import Measure
 from robustbench_lab.models import Defended
 from robustbench_lab.records import (
+    EXAMPLES_FILE,
     RECORD_FILE,
     RUN_FILE,
     SCHEMA,
@@ -52,7 +54,6 @@ from robustbench_lab.views import attacker_view, check_view
 log = logging.getLogger("robustbench_lab")
 
 OUTCOME_FILE = "outcome.npz"
-EXAMPLES_FILE = "examples.npz"
 PARTIAL_FILE = "outcome.partial.npz"
 OF_EXAMPLES = "examples."  # what their arrays' names begin with in a partial outcome
 
@@ -68,6 +69,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
     check_view(threat_model, attack)
+    measures = measures_of(evaluation, attack)
     look, how = panel_of(cfg), how_of(cfg)
     digests = {"run": digest_of(evaluation.run, output_root)}
     if evaluation.source is not None:
@@ -94,7 +96,13 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             record["warnings"] = warnings_of(record, dataset.classes, defended.stochastic)
         else:
             (folder / RECORD_FILE).unlink(missing_ok=True)
-            record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, how, digests, dataset.classes, device)
+            train = None
+            if any(measure.needs_train for measure in measures.values()):
+                train = _images(dataset.load("train", root=Path(where["root"]), download=where["download"], workers=where["workers"])).to(
+                    device
+                )
+            measuring = {**how, "measures": list(measures.values()), "train": train}
+            record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
         if key is not None:
             arrays = read_arrays(folder / OUTCOME_FILE)
             facts = panel_facts(look, key, evaluation.run, defended, data, how, output_root, cfg.force)
@@ -136,11 +144,28 @@ def _attacked(
     write_arrays(
         folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
         right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
+        **{f"metric.{name}": values for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)},
     )  # fmt: skip
     write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
     averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
     return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device)
+
+
+def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
+    """The metrics that are asked for, by name. Raises LabError for one that needs another kind of attack."""
+    measures: dict[str, Measure] = {name: build(entry, f"metric.{name}") for name, entry in evaluation.config.get("metric", {}).items()}
+    for name, measure in measures.items():
+        if measure.minimal and not attack.minimal:
+            raise LabError(
+                f"metric.{name} speaks of the smallest perturbation, which attack={evaluation.choices['attack']} does not look for; use "
+                "one that does, such as attack=deepfool budget=box, or leave the metric out"
+            )
+    return measures
+
+
+def _images(data: ImageSet) -> torch.Tensor:
+    return (data.in_memory() if isinstance(data, StreamedImageSet) else data).images
 
 
 def how_of(cfg: DictConfig) -> dict[str, Any]:
@@ -236,11 +261,24 @@ def record_of(
             {"attack": name, "survivors": survivors, "forward_per_attacked_image": f, "backward_per_attacked_image": b, "seconds": seconds}
             for name, survivors, f, b, seconds in zip(stages, outcome.survivors(), forward, backward, outcome.seconds.tolist(), strict=True)
         ],
+        "metrics": {
+            name: _metric(values) for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)
+        },
         "seconds": float(outcome.seconds.sum()),
         **provenance(device_name(device)),
     }  # fmt: skip
     record["warnings"] = warnings_of(record, classes, stochastic)
     return record
+
+
+def _metric(values: np.ndarray) -> dict[str, Any]:
+    """Mean over the images that count, n, and its 95 % interval by the normal approximation; nulls where none counts."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {"mean": None, "interval": None, "n": 0}
+    mean = float(values.mean())
+    half = 1.959963984540054 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": mean, "interval": [mean - half, mean + half], "n": len(values)}
 
 
 def _about(run: Run, digest: str) -> dict[str, Any]:

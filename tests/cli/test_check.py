@@ -2,6 +2,9 @@
 
 import json
 
+import numpy as np
+import pytest
+
 
 def small(*more):
     return ["panel.images=20", "panel.queries.queries=20", "panel.random.draws=5", "panel.longer.steps=12", *more]
@@ -142,3 +145,30 @@ def test_an_attack_that_asks_for_what_the_threat_model_hides(lab, trained, tiny)
     assert "error: threat_model.sees=queries gives no gradient" in ended.err
     assert lab("evaluate", *tiny, "attack=rays", "attack.queries=20", "threat_model=black_queries", "threat_model.answers=labels",
                "panel=none").status == 0  # fmt: skip
+
+
+def test_metrics_stand_in_the_record_and_per_image(lab, trained, tiny):
+    words = ["attack=deepfool", "attack.steps=5", "budget=box", "panel=none"]
+    ended = lab("evaluate", *tiny, *words, "metric=[empirical_robustness,loss_sensitivity,training_set_distance]")
+    assert ended.status == 0, ended.err
+    (path,) = trained.glob("evaluate/*/record.json")
+    record = json.loads(path.read_text())
+    arrays = np.load(path.with_name("outcome.npz"), allow_pickle=False)
+    for name in ("empirical_robustness", "loss_sensitivity", "training_set_distance"):
+        values, told = arrays[f"metric.{name}"], record["metrics"][name]
+        counted = values[~np.isnan(values)]
+        assert told["n"] == len(counted) > 0
+        assert told["mean"] == pytest.approx(counted.mean())
+        half = 1.959963984540054 * counted.std(ddof=1) / len(counted) ** 0.5
+        assert told["interval"] == pytest.approx([counted.mean() - half, counted.mean() + half])
+    assert record["metrics"]["loss_sensitivity"]["n"] == 40
+    plain = lab("evaluate", *tiny, *words)
+    assert plain.status == 0
+    assert len(list(trained.glob("evaluate/*"))) == 2, "an evaluation with metrics has a name of its own"
+
+
+def test_a_metric_of_the_smallest_perturbation_needs_an_attack_that_looks_for_it(lab, trained, tiny):
+    ended = lab("evaluate", *tiny, "attack=fgsm", "metric=[empirical_robustness]")
+    assert ended.status == 2
+    assert "error: metric.empirical_robustness speaks of the smallest perturbation, which attack=fgsm does not look for" in ended.err
+    assert not (trained / "evaluate").exists()

@@ -1,0 +1,1 @@
+"""What is measured beside accuracy: one file a metric, each a function of images and models that returns one value per image."""
