@@ -141,19 +141,14 @@ DEEPFOOL = {
         )
     ),
 }
+# ART's takes a minute per image (1,022 s for 16 of them, on 2 CPU cores): it is left out.
 CARLINI_WAGNER = {
     "Foolbox": foolbox_attack(
         lambda attacks, work: attacks.L2CarliniWagnerAttack(
             binary_search_steps=work.knobs["searches"], steps=work.knobs["steps"], stepsize=0.01, initial_const=0.001, abort_early=True
         )
     ),
-    "ART": art_attack(
-        lambda evasion, estimator, work: evasion.CarliniL2Method(
-            estimator, learning_rate=0.01, binary_search_steps=work.knobs["searches"], max_iter=work.knobs["steps"], initial_const=0.001,
-            batch_size=work.images, verbose=False,
-        )
-    ),
-}  # fmt: skip
+}
 SQUARE = {
     "AutoAttack": autoattack_square,
     "ART": art_attack(
@@ -197,8 +192,8 @@ WORKS = {
         peers=DEEPFOOL,
     ),
     "carlini_wagner": Work(
-        title="C&W, 5 searches of 100 steps", model="undefended", images=16, norm="l2", eps=INF, aim=4, peers=CARLINI_WAGNER,
-        attack=["attack=carlini_wagner", "attack.searches=5", "attack.steps=100", "attack.abort_early=20"],
+        title="C&W, 5 searches of 100 steps", model="undefended", images=64, norm="l2", eps=INF, aim=4, peers=CARLINI_WAGNER,
+        attack=["attack=carlini_wagner", "attack.searches=5", "attack.steps=100", "attack.abort_early=10"],  # as often as Foolbox looks
         knobs={"searches": 5, "steps": 100},
     ),
     "autoattack": Work(
