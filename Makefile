@@ -4,6 +4,9 @@ VENV ?= .venv
 EXTRAS ?= dev,parity
 RUN = $(VENV)/bin/python -m robustbench_lab
 TABLES ?=
+PROFILE ?= paper
+LAUNCHER ?=
+PLAN ?=
 
 .DEFAULT_GOAL := help
 
@@ -11,13 +14,13 @@ help:  ## list these targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 # Installed anew only when pyproject.toml changed. The check gives a readable error on an old Python.
-$(VENV)/.installed-run $(VENV)/.installed-dev: pyproject.toml
+$(VENV)/.installed-run $(VENV)/.installed-dev $(VENV)/.installed-browser: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt install python3-venv)"; exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(findstring dev,$@),[$(EXTRAS)])'
+	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(findstring dev,$@),[$(EXTRAS)])$(if $(findstring browser,$@),[dev,browser])'
 	@touch $@ $(VENV)/.installed-run
 
 install: $(VENV)/.installed-run  ## make .venv and install the project into it
@@ -31,11 +34,17 @@ test: $(VENV)/.installed-dev  ## lint, types and tests (10 minutes on 2 cores)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
 
-reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss, and write them: TABLES="efficient_defenses/table1 smoke/*"
-	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]'
+reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib PLAN=1
+	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
 
 tables: $(VENV)/.installed-run  ## write the tables from the records there are
-	$(RUN) tables
+	$(RUN) tables profile=$(PROFILE)
+
+report: $(VENV)/.installed-run  ## write outputs/report/index.html from the records there are
+	$(RUN) report
+
+test-browser: $(VENV)/.installed-browser  ## the report in headless Chromium; needs chromium and chromedriver (Debian: apt install chromium chromium-driver)
+	$(VENV)/bin/python -m pytest -m browser tests/browser
 
 benchmark: $(VENV)/.installed-run  ## time one adversarial-training step against the plain loop and the bare floor
 	$(VENV)/bin/python scripts/benchmark.py train
@@ -52,4 +61,4 @@ measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training and FM, ResNe
 clean:  ## remove caches and the virtual environment; results in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
-.PHONY: help install smoke test reproduce-tables tables benchmark benchmark-attacks measure-gpu clean
+.PHONY: help install smoke test test-browser reproduce-tables tables report benchmark benchmark-attacks measure-gpu clean

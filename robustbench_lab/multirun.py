@@ -33,6 +33,8 @@ class RememberSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         _sweeps.append(folder)
+        if config.hydra.job.config_name == "reproduce":  # often there is nothing to launch, and then nothing to leave
+            return
         try:
             with storing(folder):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from robustbench_lab.config import compose
+from robustbench_lab.errors import LabError
 from robustbench_lab.grid import chosen_tables
 from robustbench_lab.jobs.tables import filled, write
 from robustbench_lab.multirun import lost
-from robustbench_lab.planning import Job, duration, estimate, plan_of
-from robustbench_lab.records import ERROR_FILE
+from robustbench_lab.planning import Job, duration, plan_of
+from robustbench_lab.records import ERROR_FILE, storing
 
 log = logging.getLogger("robustbench_lab")
 
-ATTEMPTS = 2  # launches of a job that ends with neither result nor error: its worker was killed, or another one's death took it along
+ATTEMPTS = 2  # turns of a job that ends with neither result nor error: its worker was killed, or another one's death took it along
+LOST = "ended with neither result nor error: was its process killed? The same command goes on from it"
 LOOK_EVERY = 2.0  # seconds between looks at what is finished
 
 
 def sweep(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
     """What `reproduce` does; `cfg` is its config with Hydra's own part."""
+    try:
+        _reproduce(cfg, context, task_function)
+    except LabError as error:  # Hydra would print a traceback
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
     output_root = Path(cfg.output_root).absolute()
     tables = chosen_tables(cfg.tables, cfg.table_profile)
     plan = plan_of((cell for _, cells in filled(tables, output_root) for cell in cells), output_root)
     print(f"{len(tables)} tables, profile {cfg.table_profile}\n" + "\n".join(plan.lines()), flush=True)
     if cfg.plan:
         return
-    launches = Launches(cfg, context, task_function)
+    launches = Launches(cfg, context, task_function, plan.jobs)
     launches.run(plan.missing("train"))
     trained = {job.fingerprint for job in plan.jobs if job.verb == "train" and (job.finished or job.file.exists())}
     evaluations = plan.missing("evaluate")
@@ -50,51 +64,110 @@ def sweep(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -
 
 
 class Launches:
-    """Lists of jobs, handed to the launcher that the command chose."""
+    """Lists of jobs, handed to the launcher that the command chose; `jobs` are all that there may be."""
 
-    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
+    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job]) -> None:
         self.cfg, self.context, self.task_function = cfg, context, task_function
         self.folder = Path(cfg.hydra.sweep.dir)
+        self.launcher = str(cfg.hydra.launcher._target_)
+        self.before = {job.file: _written(job.file) for job in jobs}
         self.started = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """All jobs of one verb; those whose worker was killed once more."""
-        for _ in range(ATTEMPTS):
-            if not jobs:
-                return
-            jobs = self._launch(jobs)
-        for job in jobs:
-            lost(f"{job.verb} {job.name}", "ended with neither result nor error: was its process killed? The same command goes on from it")
+        """All jobs of one verb. Those that end without a trace have another turn when every other job has had its own.
 
-    def _launch(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of the jobs that ended with neither result nor error."""
+        Raises LabError when the launcher cannot start any of them.
+        """
+        waiting, deaths = [job for job in jobs if not self.finished(job)], Counter[Path]()
+        together = 1 if "joblib" in self.launcher else None  # its workers die together: the next death shall take no other job along
+        while waiting:
+            fresh = [job for job in waiting if not deaths[job.file]]
+            chosen = fresh or waiting[:together]
+            others = [job for job in waiting if deaths[job.file]] if fresh else waiting[len(chosen) :]
+            dead, untried = self._launch(chosen)
+            deaths.update(job.file for job in dead)
+            waiting = [*untried, *others, *(job for job in dead if deaths[job.file] < ATTEMPTS)]
+            for job in dead:
+                if deaths[job.file] == ATTEMPTS:
+                    lost(f"{job.verb} {job.name}", LOST)
+
+    def finished(self, job: Job) -> bool:
+        """Whether its result is there, and newer than these launches: by this command, or by another one meanwhile."""
+        return _written(job.file) not in (None, self.before[job.file])
+
+    def _launch(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+        """Of the jobs that end with neither result nor error, those that had their turn, and those that the launcher gave up before."""
         first, self.started = self.started, self.started + len(jobs)
         master = copy.deepcopy(self.cfg)
         with open_dict(master):
             master.hydra.job.config_name = jobs[0].verb
         launcher = Plugins.instance().instantiate_launcher(hydra_context=self.context, task_function=self.task_function, config=master)
-        before = {job.file: _written(job.file) for job in jobs}
-        with _watched(jobs, before):
+        words, problem = self._words(jobs), None
+        with storing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with _watched(jobs, self.finished), _all_awaited(self.launcher):
             try:
-                launcher.launch([self._words(job) for job in jobs], initial_job_idx=first)
+                launcher.launch(words, initial_job_idx=first)
             except Exception as error:  # a launcher gives up when one of its workers dies
-                log.warning("the launcher stopped: %s: %s", type(error).__name__, str(error).strip().partition("\n")[0])
-        return [
-            job for number, job in enumerate(jobs, first)
-            if _written(job.file) == before[job.file] and not (self.folder / str(number) / ERROR_FILE).exists()
-        ]  # fmt: skip
+                problem = f"{type(error).__name__}: {_first_line(error)}"
+        dead: list[Job] = []
+        untried: list[Job] = []
+        for job, folder in zip(jobs, (self.folder / str(number) for number in range(first, self.started)), strict=True):
+            if not self.finished(job) and not (folder / ERROR_FILE).exists():
+                (dead if folder.exists() or not problem else untried).append(job)  # Hydra makes the folder when the job starts
+        if len(untried) == len(jobs):
+            raise LabError(f"hydra/launcher: {self.launcher} started no job: {problem}")
+        if problem:
+            log.warning("the launcher stopped: %s", problem)
+        return dead, untried
 
-    def _words(self, job: Job) -> list[str]:
-        """The job's words, and this command's device and folders."""
-        data = self.cfg.data
-        local = [
-            f"device={self.cfg.device}", f"output_root={_quoted(Path(self.cfg.output_root).absolute())}",
-            f"data.root={_quoted(data.root)}", f"data.download={str(data.download).lower()}", f"data.workers={data.workers}",
-        ]  # fmt: skip
-        return [*job.words, *local, *([f"batch_size={self.cfg.batch_size}"] if job.verb == "evaluate" else [])]
+    def _words(self, jobs: Sequence[Job]) -> list[list[str]]:
+        """The jobs' words, all of one verb, and this command's folders and what else of its places is not the verb's default."""
+        verb, usual = jobs[0].verb, compose(jobs[0].verb, [])[0]
+        keys = ["device", "data.download", "data.workers", *(["batch_size"] if verb == "evaluate" else [])]
+        here = {key: OmegaConf.select(self.cfg, key) for key in keys}
+        changed = [f"{key}={str(value).lower()}" for key, value in here.items() if value != OmegaConf.select(usual, key)]
+        folders = {"output_root": self.cfg.output_root, "data.root": self.cfg.data.root}
+        places = [*changed, *(f"{key}={_quoted(Path(value).absolute())}" for key, value in folders.items())]
+        return [[*job.words, *places] for job in jobs]
 
 
-def _quoted(path: object) -> str:
+@contextmanager
+def _all_awaited(launcher: str) -> Iterator[None]:
+    """Submitit's and Ray's launchers give up at the first job that died, while others run or wait in a queue: here they wait for all."""
+    owner: Any
+    if "submitit" in launcher:
+        from submitit import Job as owner
+
+        name = "results"
+    elif "hydra_ray" in launcher:
+        import ray as owner
+
+        name = "get"
+    else:
+        yield
+        return
+    wait = getattr(owner, name)
+
+    def awaited(submitted: object, *rest: Any, **more: Any) -> Any:
+        try:
+            return wait(submitted, *rest, **more)
+        except Exception as error:
+            log.warning("%s: %s", type(error).__name__, _first_line(error))
+            return [None]
+
+    setattr(owner, name, awaited)
+    try:
+        yield
+    finally:
+        setattr(owner, name, wait)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _quoted(path: Path) -> str:
     """A text as Hydra's grammar takes it, whatever is in it."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -108,18 +181,19 @@ def _written(file: Path) -> int | None:
 
 
 @contextmanager
-def _watched(jobs: Sequence[Job], before: dict[Path, int | None]) -> Iterator[None]:
+def _watched(jobs: Sequence[Job], finished: Callable[[Job], bool]) -> Iterator[None]:
     """Say how far the whole is whenever a job is finished, wherever it runs."""
     ended, started = threading.Event(), time.monotonic()
 
     def watch() -> None:
         said = 0
         while not ended.wait(LOOK_EVERY):
-            left = [job for job in jobs if _written(job.file) == before[job.file]]
-            done = len(jobs) - len(left)
+            left = [job for job in jobs if not finished(job)]
+            done, seconds = len(jobs) - len(left), time.monotonic() - started
             if done > said:
                 said = done
-                log.info("%s: %d of %d done in %s; %s", jobs[0].verb, done, len(jobs), duration(time.monotonic() - started), _rest(left))
+                rest = f"{len(left)} left, about {duration(seconds / done * len(left))} at this pace" if left else "none left"
+                log.info("%s: %d of %d done in %s; %s", jobs[0].verb, done, len(jobs), duration(seconds), rest)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -128,7 +202,3 @@ def _watched(jobs: Sequence[Job], before: dict[Path, int | None]) -> Iterator[No
     finally:
         ended.set()
         thread.join()
-
-
-def _rest(left: Sequence[Job]) -> str:
-    return f"{len(left)} left ({estimate(left)})" if left else "none left"
