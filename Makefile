@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev,parity
+BROWSER_EXTRAS = dev,browser
 RUN = $(VENV)/bin/python -m robustbench_lab
 TABLES ?=
 PROFILE ?= paper
@@ -20,7 +21,7 @@ $(VENV)/.installed-run $(VENV)/.installed-dev $(VENV)/.installed-browser: pyproj
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt install python3-venv)"; exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(findstring dev,$@),[$(EXTRAS)])$(if $(findstring browser,$@),[dev,browser])'
+	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(findstring dev,$@),[$(EXTRAS)])$(if $(findstring browser,$@),[$(BROWSER_EXTRAS)])'
 	@touch $@ $(VENV)/.installed-run
 
 install: $(VENV)/.installed-run  ## make .venv and install the project into it
