@@ -173,7 +173,8 @@ def evaluate(
             outcome.examples.keep(rows[:few], x[:few], shown[:few], y[:few], clean_prediction[:few], prediction[:few])
             if measures:
                 seen = Seen(defended, x, shown, y, (clean_right > 0) & (right == 0), train)
-                outcome.metrics[:, rows] = torch.stack([measure(seen) for measure in measures]).cpu().numpy()
+                with drawn(defended.stochastic, seed, "metric", int(ids[0])):
+                    outcome.metrics[:, rows] = torch.stack([measure(seen) for measure in measures]).cpu().numpy()
             outcome.clean[rows], outcome.clean_right[rows] = (clean_prediction == y).cpu().numpy(), clean_right.cpu().numpy()
             outcome.right[rows], outcome.broken_by[rows] = right.cpu().numpy(), broken_by.cpu().numpy()
             outcome.distance[rows], outcome.done[rows] = distance.cpu().numpy(), True

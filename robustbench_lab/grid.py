@@ -14,6 +14,7 @@ from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -94,7 +95,11 @@ class Table:
     claims: Sequence[Claim] = ()
     deviations: Sequence[str] = ()
     findings: Sequence[str] = ()
-    reshaped: bool = False  # by a profile, so that the words are not those of the file
+    rules: Rules | None = None  # of the profile that reshapes it: its words are then not those of the file
+
+    @property
+    def reshaped(self) -> bool:
+        return self.rules is not None
 
     @property
     def path(self) -> Path:
@@ -108,6 +113,8 @@ class Table:
                 overrides: list[str] = []
                 for more in (self.overrides, row.overrides, column.overrides, *special):
                     overrides = merged_overrides(overrides, more)
+                if self.rules is not None:
+                    overrides = merged_overrides(self.rules.applied(overrides), self.rules.everywhere)
                 yield row, column, overrides
 
     @property
@@ -153,8 +160,8 @@ def read_table(name: str) -> Table:
     path = next((path for suffix in (".yaml", ".yml") if (path := TABLES / f"{name}{suffix}").exists()), TABLES / f"{name}.yaml")
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        axes = {axis: [Axis(**entry) for entry in content[axis]] for axis in ("rows", "columns")}
-        claims = [Claim(**entry) for entry in content.get("claims", [])]
+        axes = {axis: [_entry(Axis, entry, path, f"{axis}[{i}]") for i, entry in enumerate(content[axis])] for axis in ("rows", "columns")}
+        claims = [_entry(Claim, entry, path, f"claims[{i}]") for i, entry in enumerate(content.get("claims", []))]
         table = Table(**{**content, **axes, "claims": claims, "name": name})
     except KeyError as error:
         raise LabError(f"{path}: {error.args[0]} is missing") from error
@@ -164,16 +171,32 @@ def read_table(name: str) -> Table:
     return table
 
 
+def _entry(kind: type[Any], content: Any, path: Path, key: str) -> Any:
+    """One row, column or claim. Raises LabError, naming it, for an unknown key or a missing one."""
+    _require(isinstance(content, Mapping), path, key, "a mapping", content)
+    try:
+        return kind(**content)
+    except TypeError as error:
+        raise LabError(f"{path}:{_line(path, key)}: {key}: {str(error).partition('() ')[2]}") from error
+
+
 def _check(table: Table, path: Path) -> None:
+    for axis in ("rows", "columns"):
+        for i, entry in enumerate(getattr(table, axis)):
+            _require(isinstance(entry.label, str), path, f"{axis}[{i}].label", "a text, in quotes if it looks like a number", entry.label)
+    for key in ("title", "source", "corner"):
+        _require(isinstance(getattr(table, key), str), path, key, "a text", getattr(table, key))
     labels = {axis: [entry.label for entry in getattr(table, axis)] for axis in ("rows", "columns")}
     for axis, found in labels.items():
         _require(len(set(found)) == len(found), path, axis, "labels that differ", found)
     for metric in (table.metric, *(column.metric for column in table.columns if column.metric)):
         _require(metric in METRICS, path, "metric", f"one of {', '.join(METRICS)}", metric)
     _require(table.profile in PROFILES, path, "profile", f"one of {', '.join(PROFILES)}", table.profile)
-    for exception in table.exceptions:
+    for i, exception in enumerate(table.exceptions):
+        _require(isinstance(exception, Mapping), path, f"exceptions[{i}]", "row, column, overrides", exception)
         known = exception.get("row") in labels["rows"] and exception.get("column") in labels["columns"]
-        _require(known and set(exception) == {"row", "column", "overrides"}, path, "exceptions", "row, column, overrides", exception)
+        complete = known and set(exception) == {"row", "column", "overrides"}
+        _require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
     _check_words(table, path)
     _require(isinstance(table.published, Mapping), path, "published", "kind, source and values", table.published)
     kind = table.published.get("kind")
@@ -184,6 +207,7 @@ def _check(table: Table, path: Path) -> None:
         _require(bool(table.published.get("source")), path, "published.source", "where the figures stand", None)
     if kind == "exact":
         values = table.published.get("values") or []
+        _require(isinstance(values, list), path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", values)
         shape = [len(row) if isinstance(row, list) else row for row in values]
         expected = [len(table.columns)] * len(table.rows)
         _require(shape == expected, path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", shape)
@@ -195,7 +219,7 @@ def _check(table: Table, path: Path) -> None:
     for i, claim in enumerate(table.claims):
         _require(bool(claim.holds_if), path, f"claims[{i}].holds_if", "comparisons", claim.holds_if)
         for comparison in claim.holds_if:
-            sides = sides_of(comparison)
+            sides = sides_of(str(comparison))
             known = sides is not None and all(isinstance(side, float) or side[0] in table.labels for side in (sides[0], sides[2]))
             _require(known, path, f"claims[{i}].holds_if", "such as 'row / column > row / column + 5', of this table", comparison)
 
@@ -210,12 +234,14 @@ def _check_words(table: Table, path: Path) -> None:
             try:
                 found = [parsed(word), *(parsed(inner) for inner in _inner(word))]
             except (HydraException, LabError, TypeError) as error:
-                raise LabError(f"{path}: {key}: {word!r} is no word of the command line: {error}") from error
+                raise LabError(f"{path}:{_line(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
             for override in found:
                 group = override.key_or_group
                 if (CONF / group).is_dir():
                     choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-                    _require(override.value() in choices, path, key, f"{group} to be one of {', '.join(choices)}", override.value())
+                    value = override.value()
+                    known = all(entry in choices for entry in (value if isinstance(value, list) else [value]))
+                    _require(known, path, key, f"{group} to be one of {', '.join(choices)}", value)
 
 
 def _is_number(value: object) -> bool:
@@ -224,7 +250,22 @@ def _is_number(value: object) -> bool:
 
 def _require(condition: bool, path: Path, key: str, expected: str, got: object) -> None:
     if not condition:
-        raise LabError(f"{path}: {key}: expected {expected}, got {got!r}")
+        raise LabError(f"{path}:{_line(path, key)}: {key}: expected {expected}, got {got!r}")
+
+
+def _line(path: Path, key: str) -> int:
+    """The line of a file where a key such as rows[2].label stands, or the innermost part of it that is there."""
+    node, line = yaml.compose(path.read_text()), 1
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node, yaml.MappingNode):
+            found = next(((name, value) for name, value in node.value if name.value == part), None)
+        else:
+            entries = node.value if isinstance(node, yaml.SequenceNode) and part.isdigit() else []
+            found = (entries[int(part)], entries[int(part)]) if entries and int(part) < len(entries) else None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | tuple[str, float]] | None:
@@ -267,7 +308,7 @@ class Rules:
             raise LabError(f"{path}: {error}") from error
 
     def applied(self, words: Sequence[str]) -> list[str]:
-        """The words of one row, column or table, changed."""
+        """A cell's words, changed."""
         replaced, result = set(), []
         for word in words:
             override = parsed(word)
@@ -285,27 +326,15 @@ class Rules:
 
     def _choice(self, group: str, choice: object) -> str | None:
         patterns = self.choices.get(group, {})
-        return next((new for pattern, new in patterns.items() if fnmatchcase(str(choice), pattern) and new != choice), None)
+        new = next((new for pattern, new in patterns.items() if fnmatchcase(str(choice), pattern)), choice)
+        return None if new == choice else str(new)
 
 
 def reshaped(table: Table, profile: str) -> Table:
     """The table as the profile has it: itself, if it is of that size already or smaller."""
     if PROFILES.index(table.profile) >= PROFILES.index(profile):
         return table
-    rules = Rules.read(profile)
-
-    def axis(entry: Axis) -> Axis:
-        return replace(entry, overrides=rules.applied(entry.overrides))
-
-    return replace(
-        table,
-        profile=profile,
-        reshaped=True,
-        overrides=merged_overrides(rules.applied(table.overrides), rules.everywhere),
-        rows=[axis(row) for row in table.rows],
-        columns=[axis(column) for column in table.columns],
-        exceptions=[{**entry, "overrides": rules.applied(entry["overrides"])} for entry in table.exceptions],
-    )
+    return replace(table, profile=profile, rules=Rules.read(profile))
 
 
 def _speaks_of(word: str, groups: set[str]) -> bool:

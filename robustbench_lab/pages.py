@@ -52,7 +52,7 @@ def footnotes(cells: Sequence[Cell]) -> list[str]:
             for message in {flag["message"] for flag in cell.flags if flag["code"] == code}:
                 told[message].append(cell.name)
         lines += [f"- [{letter}] {code}: {message or 'no message'} ({', '.join(names)})" for message, names in told.items()]
-    return lines
+    return lines + [f"- skipped for {cell.name}: {cell.problem}" for cell in cells if cell.problem]
 
 
 def _short(cell: Cell) -> str:
@@ -96,7 +96,7 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
             "",
         ]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
-        if entries and not (table.reshaped and name == "Findings"):  # they speak of the real figures
+        if entries and not table.reshaped:  # they speak of the real settings and figures
             lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]
     missing = [cell for cell in cells if cell.record is None]
     if missing:
@@ -148,10 +148,12 @@ def _provenance(cells: Sequence[Cell], output_root: Path) -> list[str]:
         return ["No records yet."]
     lines = []
     for name, key in (("device", "device"), ("commit", "commit"), ("platform", "platform")):
-        lines.append(f"- {name}: {', '.join(sorted({str(record[key]) for record in records}))}")
-    versions = sorted({f"{package} {number}" for record in records for package, number in record["versions"].items() if number})
+        lines.append(f"- {name}: {', '.join(sorted({str(record.get(key, 'not said')) for record in records}))}")
+    versions = sorted({f"{package} {number}" for record in records for package, number in record.get("versions", {}).items() if number})
     lines.append(f"- versions: {', '.join(versions)}")
-    lines.append(f"- seconds of attacking: {sum({r['fingerprint'] + r['run']['fingerprint']: r['seconds'] for r in records}.values()):.0f}")
+    lines.append(
+        f"- seconds of attacking: {sum({r['fingerprint'] + r['run']['fingerprint']: r.get('seconds', 0) for r in records}.values()):.0f}"
+    )
     runs = {run.fingerprint: run for cell in cells if cell.record for run in (cell.evaluation.run, cell.evaluation.source) if run}
     rows = [_training(run.folder(output_root)) for run in sorted(runs.values(), key=lambda run: run.name)]
     head = ["trained run", "epochs", "s per epoch", "images per s", "device", "commit"]
@@ -181,6 +183,9 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
     about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images."
     notes = [rf"\textsuperscript{{{letter}}} {_tex(code)}" for code, letter in letters.items()]
+    notes += [
+        rf"{_tex(cell.name)}: not measured{_tex(f' ({cell.problem})' if cell.problem else '')}" for cell in cells if cell.record is None
+    ]
     profile = "" if table.profile == "paper" else f"{table.profile.upper()}: NOT A REPRODUCTION. "
     width = len(table.columns) + 1
     return "\n".join(
@@ -197,16 +202,21 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
 
 def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:
     text = _tex(_short(cell))
+    if cell.difference is not None:
+        text = text.removesuffix(")") + f", ${cell.difference:+.2f}$" + ("" if cell.band is None else f", {cell.verdict}") + ")"
     if cell.interval is not None:
         text += " {{\\scriptsize[{:.1f}, {:.1f}]}}".format(*cell.interval)
     marks = ",".join(sorted({letters[flag["code"]] for flag in cell.flags}))
     return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
 
+TEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: f"\\{sign}" for sign in "&%_#${}"}
+)
+
+
 def _tex(text: str) -> str:
-    for plain_text, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("$", r"\$")):
-        text = text.replace(plain_text, escaped)
-    return text
+    return text.translate(TEX)
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

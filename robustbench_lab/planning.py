@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from robustbench_lab.config import Evaluation, Run, train_overrides
+from robustbench_lab.config import Evaluation, Run, compose, merged_overrides, run_of, train_overrides
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.tables import Cell
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, finished_runs, read_json
@@ -83,10 +83,13 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
         words = train_overrides(cell.overrides)
         for run, described in ((evaluation.run, words), (evaluation.source, evaluation.source_words)):
             if run is not None and run.fingerprint not in runs:
-                file = run.folder(output_root) / RUN_FILE
-                runs[run.fingerprint] = Job(
-                    "train", run.name, list(described), file, frozenset(), run.fingerprint, run.fingerprint in trained, costs.training(run)
-                )  # fmt: skip
+                for part, its_words in _with_teachers(run, described):
+                    file, needs = part.folder(output_root) / RUN_FILE, frozenset({part.source.fingerprint} if part.source else ())
+                    finished = part.fingerprint in trained
+                    runs.setdefault(
+                        part.fingerprint,
+                        Job("train", part.name, list(its_words), file, needs, part.fingerprint, finished, costs.training(part)),
+                    )
         needs = frozenset(run.fingerprint for run in (evaluation.run, evaluation.source) if run is not None)
         evaluations.setdefault(
             (evaluation.run.fingerprint, evaluation.fingerprint),
@@ -96,6 +99,17 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
             ),
         )  # fmt: skip
     return Plan([*runs.values(), *evaluations.values()])
+
+
+def _with_teachers(run: Run, words: Sequence[str]) -> list[tuple[Run, Sequence[str]]]:
+    """The runs that a run learns from, and at last itself, each with its words; a teacher that no words describe is left to `train`."""
+    found: list[tuple[Run, Sequence[str]]] = [(run, words)]
+    while (teacher := found[0][0].source) is not None:
+        described = merged_overrides(found[0][1], [f"defense={teacher.choices['defense']}"])
+        if run_of(*compose("train", described)).fingerprint != teacher.fingerprint:
+            break
+        found.insert(0, (teacher, described))
+    return found
 
 
 class Costs:

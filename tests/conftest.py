@@ -119,7 +119,7 @@ def digits_model(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageS
 A_TABLE: dict[str, Any] = {
     "title": "A table of 2 x 2 & more",
     "source": "a paper, Table 9",
-    "profile": "quick",
+    "profile": "paper",
     "corner": "defense",
     "metric": "robust_accuracy",
     "overrides": ["backbone=small_cnn", "attack=fgsm"],

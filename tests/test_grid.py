@@ -77,6 +77,7 @@ RULES = Rules(
         (["dataset=cifar10", "dataset.test_size=3", "seed=1"], ["dataset=moons", "seed=1"]),
         (["backbone=resnet20_w4"], ["backbone=small_resnet"]),
         (["backbone=small_cnn", "backbone.width=7"], ["backbone=small_cnn", "backbone.width=7"]),
+        (["backbone=small_resnet", "backbone.width=7"], ["backbone=small_resnet", "backbone.width=7"]),
         (["defense=fm", "defense.beta=2"], ["defense=fm", "defense.beta=2"]),
         (["attack=carlini_wagner_fm", "attack.steps=1000"], ["attack=carlini_wagner_fm", "attack.steps=2"]),
         (["threat_model.overrides=[backbone=vgg19,seed=2]"], [r"threat_model.overrides=[backbone\=small_cnn,seed\=2]"]),
@@ -94,6 +95,16 @@ def test_a_profile_reshapes_what_is_larger_and_leaves_the_rest(written):
     assert reshaped(smoke, "quick") is smoke
     with pytest.raises(LabError, match="profile: expected one of paper, quick, smoke, got 'fast'"):
         chosen_tables([], "fast")
+
+
+def test_a_profile_changes_whole_cells(written, monkeypatch):
+    """A row's images replace the table's, and what the row says of its own recipe goes with it; what every cell gets, every cell gets."""
+    rules = Rules(choices={"training": {"*": "quick"}}, words={}, everywhere=["dataset.test_size=9"])
+    monkeypatch.setattr(grid.Rules, "read", lambda profile: rules)
+    rows = [{"label": "a", "overrides": ["dataset=moons", "training.epochs=100"]}]
+    name = written(overrides=["training=fm", "attack=fgsm"], rows=rows, published={"kind": "none"})
+    words = [words for _, _, words in reshaped(read_table(name), "quick").words()]
+    assert words == [["training=quick", "attack=fgsm", "dataset=moons", "dataset.test_size=9"]] * 2
 
 
 @pytest.mark.parametrize("name", grid.table_names())
@@ -151,6 +162,12 @@ CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain 
         ({"published": {"kind": "claim", "source": "section 4"}}, "claims: expected what the paper claims"),
         ({"claims": [{**CLAIM, "holds_if": ["plain / clean > plain / PGD"]}]}, r"claims\[0\].holds_if: expected .* of this table, got"),
         ({"claims": [{**CLAIM, "holds_if": []}]}, r"claims\[0\].holds_if: expected comparisons"),
+        ({"columns": [{"label": "a"}, {"label": 0.1}]}, r"grid.yaml:\d+: columns\[1\].label: expected a text, in quotes .*, got 0.1"),
+        ({"columns": [{"label": "a", "colour": "red"}]}, r"columns\[0\]: got an unexpected keyword argument 'colour'"),
+        ({"published": {"kind": "exact", "source": "x", "band": 1, "values": 5}}, "published.values: expected 2 rows of 2, got 5"),
+        ({"exceptions": ["foo"]}, r"exceptions\[0\]: expected row, column, overrides, got 'foo'"),
+        ({"claims": [{**CLAIM, "holds_if": [5]}]}, r"claims\[0\].holds_if: expected such as"),
+        ({"overrides": ["metric=[loss_sensitivity,nonsense]"]}, "expected metric to be one of .*, got .*nonsense"),
         ({"claims": [{"text": "x"}]}, "missing 2 required keyword-only arguments: 'source' and 'holds_if'"),
     ],
 )
@@ -161,11 +178,29 @@ def test_a_wrong_table_is_named_with_its_key(written, changed, message):
     assert str(grid.TABLES / "paper" / "grid.yaml") in str(error.value)
 
 
+def test_the_line_of_a_wrong_key_is_named(written):
+    name = written()
+    path = grid.TABLES / "paper" / "grid.yaml"
+    lines = path.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if "LS_0.9" in line)
+    lines[number] = lines[number].replace("LS_0.9", "0.9")
+    path.write_text("\n".join(lines))
+    with pytest.raises(LabError, match=rf"grid.yaml:{number + 1}: rows\[1\].label"):
+        read_table(name)
+
+
+def test_a_table_may_ask_for_metrics(written):
+    from robustbench_lab.jobs.tables import cells_of
+
+    cells = cells_of(read_table(written(overrides=["backbone=small_cnn", "attack=fgsm", "metric=[loss_sensitivity]"])), Path("/nowhere"))
+    assert list(cells[0].evaluation.config["metric"]) == ["loss_sensitivity"]
+
+
 def test_two_tables_with_one_name_or_title(written):
     written()
     other: Path = grid.TABLES / "paper" / "copy.yaml"
     other.write_text((grid.TABLES / "paper" / "grid.yaml").read_text())
-    with pytest.raises(LabError, match=r"grid.yaml: title: expected a title of its own, not that of .*copy.yaml"):
+    with pytest.raises(LabError, match=r"grid.yaml:\d+: title: expected a title of its own, not that of .*copy.yaml"):
         chosen_tables([])
     other.rename(grid.TABLES / "paper" / "GRID.yml")
     with pytest.raises(LabError, match="are two tables with one name"):

@@ -59,6 +59,20 @@ def test_the_attackers_run_is_a_job_that_its_evaluation_needs(cells, tmp_path):
     assert source.words[-1] == "seed=1"
 
 
+def test_a_teacher_is_a_job_that_comes_first(cells, tmp_path):
+    """Two students of the undefended run, and a distillation with a teacher of its own temperature."""
+    defenses = (["defense=static_vat"], ["defense=static_adversarial_training"], ["defense=distillation"])
+    rows = [{"label": words[0], "overrides": words} for words in defenses]
+    trainings = plan_of(cells(rows=rows), tmp_path).missing("train")
+    assert [job.name.split("-")[2] for job in trainings] == [
+        "standard", "static_vat", "static_adversarial_training", "tempered", "distillation",
+    ]  # fmt: skip
+    standard, vat, static, tempered, distilled = trainings
+    assert vat.needs == static.needs == {standard.fingerprint}
+    assert distilled.needs == {tempered.fingerprint}
+    assert standard.words == ["backbone=small_cnn", "defense=standard"]
+
+
 def test_what_is_finished_is_no_job(cells, tmp_path):
     found = cells()
     train(found[0], tmp_path, 60)

@@ -246,7 +246,7 @@ def test_a_quick_table_says_so_in_large_letters(cells, outputs):
     page = page_of(outputs)
     assert '<p class="banner"><strong>QUICK</strong>' in page.text
     assert "QUICK real data, SHORT SCHEDULE: not the paper's settings" in page.words
-    assert page.table("Ours")[1][2] == "80.00 49.02 to 94.33 paper 30.00 +50.00 differs"
+    assert page.table("Ours")[1][2] == "80.00 49.02 to 94.33 paper 30.00 +50.00 not compared"
     assert "FGSM leaves" not in page.words, "findings speak of the real figures"
 
 
@@ -288,6 +288,13 @@ def test_the_strongest_attack_is_that_of_the_same_model_and_ball_seen_by_the_att
         ["LS_0.9", "linf 0.1", "fgsm", "41.25", "10.00", "fgsm", "10.00", "-31.25"],
     ]
     assert "plain: paper 30.00, ours 80.00, strongest attack (pgd100) 40.00" in page.text
+
+
+def test_a_record_of_older_weights_is_no_strongest_attack(cells, outputs):
+    fill(cells()[1], outputs, 9, 8)
+    path = other(outputs, 9, 1, "attack=pgd") / "record.json"
+    path.write_text(path.read_text().replace('"model_digest": "weights of', '"model_digest": "older weights of'))
+    assert page_of(outputs).table("Robust accuracy where")[1][5:7] == ["fgsm", "80.00"]
 
 
 def test_the_papers_own_figure_is_its_lowest(cells, outputs):

@@ -108,17 +108,16 @@ def test_a_full_table(written, outputs, capsys):
     assert first == {
         "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "ours": "80.0000", "interval_low": "49.0162",
         "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "verdict": "differs",
-        "warnings": "transfer_only", "record": "",
+        "warnings": "transfer_only", "problem": "", "record": "",
     }  # fmt: skip
     assert rows[2]["published"] == rows[2]["difference"] == ""
     assert rows[1]["record"] == f"{cells[1].evaluation.run.name}/evaluate/{cells[1].evaluation.name}"
 
     assert r"\begin{tabular}{lrr}" in tex
     small, mark = r"{\scriptsize[23.7, 76.3]}", r"\textsuperscript{a}"
-    assert (
-        rf"plain & 90.00 (paper 95.50) {{\scriptsize[59.6, 98.2]}}{mark} & 80.00 (paper 30.00) {{\scriptsize[49.0, 94.3]}}{mark} \\" in tex
-    )
-    assert rf"LS\_0.9 & 50.00 {small} & 50.00 (paper 41.25) {small} \\" in tex
+    clean = rf"90.00 (paper 95.50, $-5.50$, within the band) {{\scriptsize[59.6, 98.2]}}{mark}"
+    assert rf"plain & {clean} & 80.00 (paper 30.00, $+50.00$, differs) {{\scriptsize[49.0, 94.3]}}{mark} \\" in tex
+    assert rf"LS\_0.9 & 50.00 {small} & 50.00 (paper 41.25, $+8.75$, within the band) {small} \\" in tex
     assert r"n = 10 test images." in tex
     assert r"\textsuperscript{a} transfer\_only" in tex
     assert "80.00 (paper 30.00)" in capsys.readouterr().out
@@ -266,14 +265,14 @@ LABELS = [{"label": "a"}, {"label": "a"}]
         ({"title": None}, "title"),
         ({"rows": [{"label": "x", "overides": []}]}, "overides"),
         ({"rows": [{"overrides": []}]}, "label"),
-        ({"rows": ["plain"]}, "mapping, not str"),
+        ({"rows": ["plain"]}, "rows\\[0\\]: expected a mapping"),
         ({"rows": LABELS}, "rows: expected labels that differ"),
         ({"columns": LABELS}, "columns: expected labels that differ"),
         ({"metric": "accuracy"}, "metric: expected one of robust_accuracy, clean_accuracy, got 'accuracy'"),
         ({"columns": [{"label": "c", "metric": "mean"}, {"label": "d"}]}, "metric: expected one of .*, got 'mean'"),
         ({"profile": "fast"}, "profile: expected one of paper, quick, smoke, got 'fast'"),
-        ({"exceptions": [{"row": "plain", "column": "PGD", "overrides": []}]}, "exceptions: expected .*'PGD'"),
-        ({"exceptions": [{"row": "plain", "column": "FGSM"}]}, "exceptions: expected row, column, overrides"),
+        ({"exceptions": [{"row": "plain", "column": "PGD", "overrides": []}]}, r"exceptions\[0\]: expected .*'PGD'"),
+        ({"exceptions": [{"row": "plain", "column": "FGSM"}]}, r"exceptions\[0\]: expected row, column, overrides"),
         ({"published": "Table 9"}, "published: expected kind"),
         ({"published": {"kind": "approximate"}}, "published.kind: expected one of exact, claim, none, got 'approximate'"),
         ({"published": {"kind": "exact", "source": "x"}}, "published.values: expected 2 rows of 2"),
@@ -415,9 +414,44 @@ def test_a_reshaped_table_stands_apart_from_the_real_one(written, outputs):
     assert "PROFILE=smoke" in path.read_text()
 
 
+def test_a_shortened_table_compares_nothing(written, outputs):
+    """The published figure stands there, but nothing says that ours is, or is not, within its band."""
+    name = written(profile="quick", claims=[claim("LS_0.9 / clean > 1")])
+    fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
+    page, rows, _ = pages(name, outputs)
+    assert rows[3]["verdict"] == "not compared"
+    assert "within the band" not in page.replace("within the band: at most", "")
+    assert "smoothing helps" not in page
+
+
+def test_deviations_of_the_real_settings_are_not_told_of_others(written, outputs):
+    written(deviations=["Twenty epochs."])
+    (real,), (small,) = chosen_tables([]), chosen_tables([], "smoke")
+    assert "Twenty epochs." in write(real, cells_of(real, outputs), outputs).read_text()
+    assert "Twenty epochs." not in write(small, cells_of(small, outputs), outputs).read_text()
+
+
+def test_labels_are_escaped_for_latex(written, outputs):
+    name = written(rows=[{"label": r"L^2 {50 %} ~ \a"}], published={"kind": "none"})
+    assert r"L\textasciicircum{}2 \{50 \%\} \textasciitilde{} \textbackslash{}a & " in pages(name, outputs)[2]
+
+
+def test_a_record_that_says_less_of_its_origin_is_shown(written, outputs):
+    name = written()
+    path = fill(cells_of(read_table(name), outputs)[1], outputs, 9, 8)
+    record = json.loads(path.read_text())
+    for key in ("device", "platform", "commit", "versions", "seconds"):
+        del record[key]
+    path.write_text(json.dumps(record))
+    page, rows, _ = pages(name, outputs)
+    assert rows[1]["ours"] == "80.0000"
+    assert "- platform: not said" in page
+
+
 def test_a_record_of_another_schema_is_named_and_not_shown(written, outputs):
     name = written()
     path = fill(cells_of(read_table(name), outputs)[1], outputs, 9, 8, schema=7)
     page, rows, _ = pages(name, outputs)
     assert rows[1]["ours"] == ""
-    assert f"{path} has schema 7, this version reads 1" in page
+    assert f"- skipped for plain / FGSM: {path} has schema 7, this version reads 1" in page
+    assert rows[1]["problem"].startswith(f"{path} has schema 7")

@@ -300,7 +300,11 @@ def _finished(folder: Path, digests: dict[str, str], panel: str | None) -> bool:
     path = folder / RECORD_FILE
     if not path.exists():
         return False
-    record = read_record(path)
+    try:
+        record = read_record(path)
+    except LabError as error:
+        log.warning("made anew: %s", error)
+        return False
     fresh = all((record[part] or {}).get("model_digest") == digest for part, digest in digests.items())
     if panel is not None and record.get("panel", {}).get("key") != panel:
         return False

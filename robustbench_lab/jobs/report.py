@@ -89,10 +89,19 @@ class Shelf:
         }
 
     def of_runs(self) -> dict[str, list[Entry]]:
+        """The records of each run that speak of the weights it has now."""
         found: dict[str, list[Entry]] = {}
-        for entry in self.entries:
+        for entry in filter(self.is_current, self.entries):
             found.setdefault(entry.run, []).append(entry)
         return found
+
+    def is_current(self, entry: Entry) -> bool:
+        """Whether the runs that a record speaks of, the attacked and the attacker's, still have the weights that it speaks of."""
+        parts = [part for part in (entry.record["run"], entry.record.get("source")) if part]
+        return all(
+            (trained := self.trained.get(part["fingerprint"])) is not None and trained.record.get("model_digest") == part["model_digest"]
+            for part in parts
+        )
 
     def may_fill(self, table: Table) -> bool:
         """Whether some record has all the choices that some cell's words name: without one, the table need not be composed."""
@@ -226,10 +235,10 @@ def drawings_of(section: Section) -> list[Drawing]:
 
 
 def prose_of(section: Section) -> dict[str, list[str]]:
-    """Deviations and findings with their figures put in; findings speak of the real figures, not of those of a smaller profile."""
-    parts = {"Where we differ from the paper": section.table.deviations}
-    if not section.table.reshaped:
-        parts["Findings"] = section.table.findings
+    """Deviations and findings with their figures put in; both speak of the real settings, not of those of a smaller profile."""
+    if section.table.reshaped:
+        return {}
+    parts = {"Where we differ from the paper": section.table.deviations, "Findings": section.table.findings}
     return {name: [" ".join(with_figures(entry, section.cells).split()) for entry in entries] for name, entries in parts.items() if entries}
 
 

@@ -49,8 +49,11 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     if cfg.plan:
         return
     launches = Launches(cfg, context, task_function, plan.jobs)
-    launches.run(plan.missing("train"))
-    trained = {job.fingerprint for job in plan.jobs if job.verb == "train" and (job.finished or job.file.exists())}
+    trainings = plan.missing("train")
+    teachers = {fingerprint for job in trainings for fingerprint in job.needs}
+    launches.run([job for job in trainings if job.fingerprint in teachers])
+    launches.run([job for job in trainings if job.fingerprint not in teachers])
+    trained = {job.fingerprint for job in plan.jobs if job.verb == "train" and (job.finished or launches.finished(job))}
     evaluations = plan.missing("evaluate")
     launches.run([job for job in evaluations if job.needs <= trained])
     if waiting := [job for job in evaluations if not job.needs <= trained]:

@@ -87,9 +87,15 @@ def _unforced(cfg: DictConfig) -> DictConfig:
 
 
 def _finished(folder: Path) -> bool:
-    if found := (folder / RUN_FILE).exists():
-        log.info("finished already: %s", folder)
-    return found
+    if not (folder / RUN_FILE).exists():
+        return False
+    try:
+        read_json(folder / RUN_FILE)
+    except LabError as error:
+        log.warning("trained again: %s", error)
+        return False
+    log.info("finished already: %s", folder)
+    return True
 
 
 def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:

@@ -243,17 +243,27 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(interrupted):
     assert not silent
 
 
-def test_a_damaged_record_is_named_by_evaluate(refused, lab, trained, tiny):
+def test_a_damaged_record_is_named_and_made_anew(lab, trained, tiny):
     assert lab("evaluate", *tiny, "attack=fgsm").status == 0
     (path,) = trained.glob("evaluate/*/record.json")
     whole = path.read_bytes()
     for content in (whole[:-20], b"", b"[]", b'{"schema": 1}', b'{"schema": 1, "run": 3}', b'{"schema": 99}'):
         path.write_bytes(content)
-        message = refused("evaluate", *tiny, "attack=fgsm")
-        assert str(path) in message
-        assert "force=true" in message
-    assert lab("evaluate", *tiny, "attack=fgsm", "force=true").status == 0
-    assert json.loads(path.read_text())["robust_correct"] == json.loads(whole)["robust_correct"]
+        ended = lab("evaluate", *tiny, "attack=fgsm")
+        assert ended.status == 0, ended.err
+        assert f"made anew: {path}" in ended.err
+        assert json.loads(path.read_text())["robust_correct"] == json.loads(whole)["robust_correct"]
+
+
+def test_a_damaged_run_is_named_and_finished_again(lab, trained, tiny):
+    """Its weights are not those of a run that says what they are: training goes on from its last state, or begins anew."""
+    path = trained / "run.json"
+    digest = json.loads(path.read_text())["model_digest"]
+    path.write_bytes(path.read_bytes()[:-20])
+    ended = lab("train", *tiny)
+    assert ended.status == 0, ended.err
+    assert f"trained again: {path}" in ended.err
+    assert json.loads(path.read_text())["model_digest"] == digest
 
 
 def test_a_damaged_partial_outcome_is_not_believed(lab, trained, tiny):
