@@ -1,51 +1,28 @@
-"""A table's grid as conf/table/<paper>/<table>.yaml declares it: read, checked, reshaped by a profile, and expanded into evaluations.
-
-Expanding is quick: Hydra composes each choice of a group once, and an evaluation is put together from these pieces. Words that are more
-than `group=choice` and `key=value` are left to Hydra.
-"""
+"""A table's grid as conf/table/<paper>/<table>.yaml declares it: read, checked, and reshaped by a profile."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch, fnmatchcase
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustbench_lab.config import (
-    CONF,
-    RUN_GROUPS,
-    Evaluation,
-    Run,
-    compose,
-    evaluation_from,
-    evaluation_of,
-    merged_overrides,
-    parsed,
-    readable,
-    run_of,
-    setting_of,
-    train_overrides,
-)
+from robustbench_lab.config import CONF, merged_overrides, parsed
 from robustbench_lab.errors import LabError
+from robustbench_lab.profiles import PROFILES, Rules, inner_words
 
 TABLES = Path(os.environ.get("ROBUSTBENCH_LAB_TABLES") or CONF / "table").absolute()
-RULES = CONF / "grid"
 METRICS = ("robust_accuracy", "clean_accuracy")
 KINDS = ("exact", "claim", "none")
-PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
-GROUPS = (*RUN_GROUPS, "attack", "budget", "threat_model", "panel")
-WHOLE = ("profile=", "metric=")  # words that Hydra composes a whole config for, the others being added to it
-REFERENCE = re.compile(r"\$\{(?:backbone|defense|training|seed|profile)\b")
 COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
 SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<sign>[+-]) (?P<points>\d+(?:\.\d+)?))?")
 
@@ -232,7 +209,7 @@ def _check_words(table: Table, path: Path) -> None:
         _require(isinstance(words, Sequence) and not isinstance(words, str), path, key, "a list of words", words)
         for word in words:
             try:
-                found = [parsed(word), *(parsed(inner) for inner in _inner(word))]
+                found = [parsed(word), *(parsed(inner) for inner in inner_words(word))]
             except (HydraException, LabError, TypeError) as error:
                 raise LabError(f"{path}:{_line(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
             for override in found:
@@ -284,183 +261,8 @@ def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | t
     return None if left is None or right is None else (left, match["sign"], right)
 
 
-# Profiles
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How a profile changes a table's words, as conf/grid/<profile>.yaml says; of several patterns, the first that fits counts.
-
-    choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
-    `group=choice`, words that are added. everywhere: words that every cell gets.
-    """
-
-    choices: Mapping[str, Mapping[str, str]]
-    words: Mapping[str, Sequence[str]]
-    everywhere: Sequence[str]
-
-    @classmethod
-    def read(cls, profile: str) -> Rules:
-        path = RULES / f"{profile}.yaml"
-        try:
-            return cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
-        except (TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
-            raise LabError(f"{path}: {error}") from error
-
-    def applied(self, words: Sequence[str]) -> list[str]:
-        """A cell's words, changed."""
-        replaced, result = set(), []
-        for word in words:
-            override = parsed(word)
-            if inner := _inner(word):
-                result.append(_outer(self.applied(inner)))
-                continue
-            new = self._choice(override.key_or_group, override.value())
-            if new is not None:
-                replaced.add(override.key_or_group)
-                word = f"{override.key_or_group}={new}"
-            result.append(word)
-        kept = [word for word in result if not _speaks_of(word, replaced)]
-        added = [more for word in kept for pattern, words in self.words.items() if fnmatchcase(word, pattern) for more in words]
-        return merged_overrides(kept, added)
-
-    def _choice(self, group: str, choice: object) -> str | None:
-        patterns = self.choices.get(group, {})
-        new = next((new for pattern, new in patterns.items() if fnmatchcase(str(choice), pattern)), choice)
-        return None if new == choice else str(new)
-
-
 def reshaped(table: Table, profile: str) -> Table:
     """The table as the profile has it: itself, if it is of that size already or smaller."""
     if PROFILES.index(table.profile) >= PROFILES.index(profile):
         return table
     return replace(table, profile=profile, rules=Rules.read(profile))
-
-
-def _speaks_of(word: str, groups: set[str]) -> bool:
-    """Whether the word is about a key within one of the groups, and no choice."""
-    group, _, key = parsed(word).key_or_group.partition(".")
-    return bool(key) and group in groups
-
-
-def _inner(word: str) -> list[str]:
-    """The words within `threat_model.overrides=[...]`; none of any other word."""
-    override = parsed(word)
-    value = override.value() if override.key_or_group == "threat_model.overrides" else []
-    return [str(entry) for entry in value] if isinstance(value, list) else []
-
-
-def _outer(words: Sequence[str]) -> str:
-    return readable(f"threat_model.overrides=[{','.join(words)}]")
-
-
-# From words to evaluations
-
-
-class Expansion:
-    """The evaluations that many cells' words describe; what they share is composed once."""
-
-    def __init__(self, every: Iterable[Sequence[str]]) -> None:
-        self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
-        self._nodes: dict[tuple[str, str], tuple[DictConfig, dict[str, Any]] | None] = {}  # None: a choice that reaches beyond its group
-        self._runs: dict[tuple[str, ...], Run] = {}
-        self._hows: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
-        self._found: dict[tuple[str, ...], Evaluation] = {}
-        self._texts: dict[int, str] = {}  # of nodes that live as long as this object
-        self._compose_choices({choice for words in every for choice in self._choices_in(words)})
-
-    def evaluation(self, words: Sequence[str]) -> Evaluation:
-        key = tuple(words)
-        if key not in self._found:
-            described = train_overrides(words)
-            how = [word for word in words if word not in described]
-            if self._looks_at_the_run(how):
-                self._found[key] = evaluation_of(*compose("evaluate", words), words)
-            else:
-                of_data = [word for word in described if parsed(word).key_or_group.partition(".")[0] in ("dataset", "profile")]
-                self._found[key] = evaluation_from(self._run(described), *self._how([*of_data, *how]), words, self._run)
-        return self._found[key]
-
-    def _how(self, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything but the run, and the choices behind it."""
-        key = tuple(words)
-        if key not in self._hows:
-            cfg, choices = self._config("evaluate", words)
-            self._hows[key] = setting_of(cfg), choices
-        return self._hows[key]
-
-    def _looks_at_the_run(self, words: Sequence[str]) -> bool:
-        """Whether the way of attacking refers to the run by more than its images: then the two are composed together."""
-        chosen = {parsed(word).key_or_group: parsed(word).value() for word in words}
-        nodes = [self._nodes.get((group, str(choice))) for group, choice in chosen.items() if group in GROUPS]
-        found = [node[0] for node in nodes if node is not None]
-        found += [self._base("evaluate")[0][group] for group in ("attack", "budget", "threat_model") if group not in chosen]
-        return any("${" in word for word in words) or any(REFERENCE.search(self._text(node)) for node in found)
-
-    def _text(self, node: DictConfig) -> str:
-        if id(node) not in self._texts:
-            self._texts[id(node)] = OmegaConf.to_yaml(node)
-        return self._texts[id(node)]
-
-    def _run(self, words: Sequence[str]) -> Run:
-        key = tuple(words)
-        if key not in self._runs:
-            self._runs[key] = run_of(*self._config("train", words))
-        return self._runs[key]
-
-    def _choices_in(self, words: Sequence[str]) -> set[tuple[str, str]]:
-        """(group, choice) of plain words, those of the attacker's other run as well."""
-        overrides = [parsed(inner) for word in words for inner in (word, *_inner(word))]
-        return {(o.key_or_group, str(o.value())) for o in overrides if o.key_or_group in GROUPS and o.package is None}
-
-    def _compose_choices(self, wanted: set[tuple[str, str]]) -> None:
-        """Many groups at a time, one choice of each; a choice that changes what other groups choose is left to Hydra."""
-        queues = {group: sorted(choice for g, choice in wanted if g == group) for group in GROUPS}
-        while any(queues.values()):
-            asked = {group: queue.pop() for group, queue in queues.items() if queue}
-            cfg, choices = compose("evaluate", [f"{group}={choice}" for group, choice in asked.items()])
-            expected = {**self._base("evaluate")[1], **asked}
-            alone = all(choices[group] == expected[group] for group in GROUPS)
-            for group, choice in asked.items():
-                within = {key: value for key, value in choices.items() if key.startswith(f"{group}@") or f"@{group}." in key}
-                self._nodes[group, choice] = (cfg[group], within) if alone else None
-
-    def _base(self, verb: str, *profile: str) -> tuple[DictConfig, dict[str, Any]]:
-        if (verb, *profile) not in self._bases:
-            self._bases[verb, *profile] = compose(verb, profile)
-        return self._bases[verb, *profile]
-
-    def _config(self, verb: str, words: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-        """As config.compose, without Hydra's own part where the words are plain."""
-        base, choices = self._base(verb, *(word for word in words if word.startswith(WHOLE)))
-        cfg = OmegaConf.create({key: None for key in base if key != "hydra"}, flags={"allow_objects": True})
-        values = []
-        choices = dict(choices)
-        chosen: dict[str, DictConfig] = {}
-        for word in words:
-            override = parsed(word)
-            group = override.key_or_group
-            if word.startswith(WHOLE):
-                continue
-            if override.type != OverrideType.CHANGE or override.package is not None or override.is_sweep_override():
-                return compose(verb, words)
-            if group in GROUPS:
-                node = self._nodes.get((group, str(override.value())))
-                if node is None or group not in base:
-                    return compose(verb, words)
-                chosen[group], choices[group] = node[0], str(override.value())
-                choices |= node[1]
-            elif (CONF / group).is_dir():
-                return compose(verb, words)
-            else:
-                values.append((group, override.value()))
-        for key in cfg:
-            cfg[key] = chosen[key] if key in chosen else base._get_node(key)  # a copy: omegaconf never shares a node
-        for key, value in values:
-            if OmegaConf.select(cfg, key, default=_NOTHING) is _NOTHING:
-                return compose(verb, words)  # Hydra's error says it well
-            OmegaConf.update(cfg, key, value, merge=True)
-        return cfg, choices
-
-
-_NOTHING = object()

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robustbench_lab import grid
-from robustbench_lab.config import CONF, compose, evaluation_of
+from robustbench_lab import expansion, grid
+from robustbench_lab.config import CONF, compose, evaluation_of, readable
 from robustbench_lab.errors import LabError
-from robustbench_lab.grid import Expansion, Rules, chosen_tables, read_table, reshaped, sides_of
+from robustbench_lab.expansion import Expansion
+from robustbench_lab.grid import chosen_tables, read_table, reshaped, sides_of
+from robustbench_lab.profiles import PROFILES, Rules
 
 SETTINGS = [
     [],
@@ -28,29 +30,29 @@ SETTINGS = [
 
 @pytest.mark.parametrize("words", SETTINGS, ids=" ".join)
 def test_an_evaluation_is_the_one_that_hydra_composes(words):
-    words = [grid.readable(word) for word in words]
+    words = [readable(word) for word in words]
     found = Expansion([words]).evaluation(words)
     wanted = evaluation_of(*compose("evaluate", words), words)
     assert found == wanted
     assert (found.fingerprint, found.name, found.source_words) == (wanted.fingerprint, wanted.name, wanted.source_words)
 
 
-@pytest.mark.parametrize("profile", grid.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_tables_evaluations_are_those_that_hydra_composes(profile):
     """The first and last cell of each table, expanded together with all others."""
     tables = [[words for _, _, words in table.words()] for table in chosen_tables([], profile)]
-    expansion = Expansion(words for table in tables for words in table)
+    found = Expansion(words for table in tables for words in table)
     for words in (table[i] for table in tables for i in (0, -1)):
-        assert expansion.evaluation(words) == evaluation_of(*compose("evaluate", words), words)
+        assert found.evaluation(words) == evaluation_of(*compose("evaluate", words), words)
 
 
 def test_what_cells_share_is_composed_once(monkeypatch):
     """Four choices of attack, beside two of dataset: four rounds; and one base for each verb."""
     asked = []
-    monkeypatch.setattr(grid, "compose", lambda verb, words: asked.append((verb, *words)) or compose(verb, words))
+    monkeypatch.setattr(expansion, "compose", lambda verb, words: asked.append((verb, *words)) or compose(verb, words))
     cells = [[f"attack={attack}", f"dataset={data}"] for attack in ("pgd", "fgsm", "mim", "square") for data in ("digits", "moons")]
-    expansion = Expansion(cells)
-    fingerprints = {expansion.evaluation(words).fingerprint for words in cells}
+    found = Expansion(cells)
+    fingerprints = {found.evaluation(words).fingerprint for words in cells}
     assert len(fingerprints) == 8
     assert len(asked) == 6
 
@@ -100,7 +102,7 @@ def test_a_profile_reshapes_what_is_larger_and_leaves_the_rest(written):
 def test_a_profile_changes_whole_cells(written, monkeypatch):
     """A row's images replace the table's, and what the row says of its own recipe goes with it; what every cell gets, every cell gets."""
     rules = Rules(choices={"training": {"*": "quick"}}, words={}, everywhere=["dataset.test_size=9"])
-    monkeypatch.setattr(grid.Rules, "read", lambda profile: rules)
+    monkeypatch.setattr(Rules, "read", lambda profile: rules)
     rows = [{"label": "a", "overrides": ["dataset=moons", "training.epochs=100"]}]
     name = written(overrides=["training=fm", "attack=fgsm"], rows=rows, published={"kind": "none"})
     words = [words for _, _, words in reshaped(read_table(name), "quick").words()]

@@ -51,9 +51,9 @@ def forbidden(module: str, names: set[str]) -> set[str]:
             and not inside(name, ("robustbench_lab.defenses.base", f"robustbench_lab.defenses.{file}"))
             and name != "robustbench_lab.defenses"
         }
-    if package not in ("__main__", "config", "grid", "jobs", "multirun"):  # multirun holds Hydra's own callback
+    if package not in ("__main__", "config", "expansion", "grid", "jobs", "multirun", "profiles"):  # multirun holds Hydra's own callback
         bad |= {name for name in names if inside(name, ("hydra", "omegaconf"))}
-    if module in ("jobs.tables", "jobs.report", "grid", "planning", "pages", "records") or package == "figures":
+    if module in ("jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "records") or package == "figures":
         bad |= {name for name in names if inside(name, ("torch", "torchvision"))}
     return bad
 

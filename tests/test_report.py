@@ -21,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from robustbench_lab import grid
+from robustbench_lab import expansion, grid
 from robustbench_lab.config import compose, evaluation_of
 from robustbench_lab.figures.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart
 from robustbench_lab.figures.pictures import examples_of
@@ -123,7 +123,7 @@ def composed(verb: str, words: tuple[str, ...]) -> Any:
 def cells(tmp_path, monkeypatch, outputs) -> Callable[..., list[Cell]]:
     """`cells(metric="...")`: the cells of the only table there is, TABLE with these keys changed (None: left out)."""
     monkeypatch.setattr(grid, "TABLES", tmp_path / "table")
-    monkeypatch.setattr(grid, "compose", lambda verb, words: composed(verb, tuple(words)))
+    monkeypatch.setattr(expansion, "compose", lambda verb, words: composed(verb, tuple(words)))
 
     def write(profile: str = "paper", **changed: Any) -> list[Cell]:
         path = tmp_path / "table" / "fm" / "grid.yaml"

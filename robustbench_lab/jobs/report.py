@@ -18,10 +18,10 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures.charts import LINES, curves_chart, pairs_chart, reaches_chart
 from robustbench_lab.figures.pictures import Example, examples_of
 from robustbench_lab.figures.sections import Entry, Section, Trained, flat
-from robustbench_lab.grid import PROFILES as EVERY_PROFILE
 from robustbench_lab.grid import Table, chosen_tables, reshaped
 from robustbench_lab.jobs.tables import claims_of, filled
 from robustbench_lab.pages import PROFILES, commands_of, with_figures
+from robustbench_lab.profiles import PROFILES as EVERY_PROFILE
 from robustbench_lab.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_arrays, read_json, read_record, write_bytes
 
 log = logging.getLogger("robustbench_lab")

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from robustbench_lab.config import Evaluation
 from robustbench_lab.errors import LabError
-from robustbench_lab.grid import Claim, Expansion, Table, chosen_tables, sides_of
+from robustbench_lab.expansion import Expansion
+from robustbench_lab.grid import Claim, Table, chosen_tables, sides_of
 from robustbench_lab.pages import PROFILES, grid, latex, markdown
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
 

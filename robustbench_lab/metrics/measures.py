@@ -7,6 +7,7 @@ that the attack broke; the third of every image. Where an attack failed, what it
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(ABC):
     """A metric; as_published: what the authors' code computes, where that is not their formula."""
 
     minimal: ClassVar[bool] = False  # speaks of the smallest perturbation: an attack must look for it
@@ -43,9 +44,9 @@ class Measure:
     def __post_init__(self) -> None:
         require(isinstance(self.as_published, bool), "as_published", "true or false", self.as_published)
 
+    @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
         """Float64 [B], NaN for images that do not count."""
-        raise NotImplementedError
 
 
 class OfBroken(Measure):
@@ -57,8 +58,9 @@ class OfBroken(Measure):
             values[seen.broken] = self.of_broken(seen, seen.x[seen.broken], seen.x_adv[seen.broken])
         return values
 
+    @abstractmethod
     def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Float64 [M], of the M broken images alone."""
 
 
 class EmpiricalRobustness(OfBroken):

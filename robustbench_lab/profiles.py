@@ -1,0 +1,77 @@
+"""How a profile changes a table's words: conf/grid/<profile>.yaml, applied cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from robustbench_lab.config import CONF, merged_overrides, parsed, readable
+from robustbench_lab.errors import LabError
+
+RULES = CONF / "grid"
+PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a profile changes a table's words, as conf/grid/<profile>.yaml says; of several patterns, the first that fits counts.
+
+    choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
+    `group=choice`, words that are added. everywhere: words that every cell gets.
+    """
+
+    choices: Mapping[str, Mapping[str, str]]
+    words: Mapping[str, Sequence[str]]
+    everywhere: Sequence[str]
+
+    @classmethod
+    def read(cls, profile: str) -> Rules:
+        path = RULES / f"{profile}.yaml"
+        try:
+            return cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+        except (TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
+            raise LabError(f"{path}: {error}") from error
+
+    def applied(self, words: Sequence[str]) -> list[str]:
+        """A cell's words, changed."""
+        replaced, result = set(), []
+        for word in words:
+            override = parsed(word)
+            if inner := inner_words(word):
+                result.append(_outer(self.applied(inner)))
+                continue
+            new = self._choice(override.key_or_group, override.value())
+            if new is not None:
+                replaced.add(override.key_or_group)
+                word = f"{override.key_or_group}={new}"
+            result.append(word)
+        kept = [word for word in result if not _speaks_of(word, replaced)]
+        added = [more for word in kept for pattern, words in self.words.items() if fnmatchcase(word, pattern) for more in words]
+        return merged_overrides(kept, added)
+
+    def _choice(self, group: str, choice: object) -> str | None:
+        patterns = self.choices.get(group, {})
+        new = next((new for pattern, new in patterns.items() if fnmatchcase(str(choice), pattern)), choice)
+        return None if new == choice else str(new)
+
+
+def _speaks_of(word: str, groups: set[str]) -> bool:
+    """Whether the word is about a key within one of the groups, and no choice."""
+    group, _, key = parsed(word).key_or_group.partition(".")
+    return bool(key) and group in groups
+
+
+def inner_words(word: str) -> list[str]:
+    """The words within `threat_model.overrides=[...]`; none of any other word."""
+    override = parsed(word)
+    value = override.value() if override.key_or_group == "threat_model.overrides" else []
+    return [str(entry) for entry in value] if isinstance(value, list) else []
+
+
+def _outer(words: Sequence[str]) -> str:
+    return readable(f"threat_model.overrides=[{','.join(words)}]")
