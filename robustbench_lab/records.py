@@ -128,7 +128,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise LabError(f"{path} cannot be read ({error}); delete it, or repeat the job with force=true") from error
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927), as fractions of 1; images are the sample, the model is fixed."""
     z = 1.959963984540054
     p = successes / n

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.config import build, compose, plain, run_of
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.evaluation import evaluate, predictions
+from robustbench_lab.evaluation import evaluate
 from robustbench_lab.jobs.train import load_run, train
+from robustbench_lab.judging import predictions
 from robustbench_lab.models import Defended, cross_entropy, full_precision
 from robustbench_lab.records import provenance
 from robustbench_lab.threats import Budget

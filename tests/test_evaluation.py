@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.checks import warnings_of
 from robustbench_lab.config import compose, evaluation_of
+from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Examples, Outcome, check_images, drawn, evaluate, predictions
+from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.jobs.evaluate import record_of
+from robustbench_lab.judging import check_images, drawn, predictions
 from robustbench_lab.models import Defended, Front, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, ThreatModel
@@ -85,6 +88,84 @@ def test_images_that_are_wrong_already_are_broken_and_not_attacked(data: ImageSe
     assert attack.seen == pytest.approx([0.1, 0.45, 0.9, 0.4999])
     np.testing.assert_allclose(outcome.distance, [0.08, 0.08, np.nan, 0.08, 0.08], atol=1e-6)
     assert outcome.distance.dtype == np.float64
+
+
+def test_wrong_images_are_attacked_on_request_and_stay_broken(data: ImageSet) -> None:
+    """Lowered by .1, the wrong image .55 becomes right: that is told in `after`, and changes no verdict."""
+    attack = Scripted(change=lambda x: x - 0.1)
+    outcome = judged(Defended(Threshold()), data, attack, misclassified=True)
+    assert len(attack.seen) == 5
+    assert outcome.robust.tolist() == [True, True, False, True, True]
+    assert outcome.after.tolist() == [1, 1, 1, 1, 1]
+    assert (outcome.broken_by == -1).all()
+    assert outcome.survivors() == [4]
+    spared = judged(Defended(Threshold()), data, Scripted(change=lambda x: x - 0.1))
+    assert spared.after.tolist() == spared.right.tolist() == [1, 1, 0, 1, 1]
+    both = WorstOf(attacks={"one": shift(-0.1), "two": shift(0.1)})
+    with pytest.raises(LabError, match="attack_misclassified: expected false for a list of attacks"):
+        judged(Defended(Threshold()), data, both, misclassified=True)
+
+
+def crafted_on(data: ImageSet, path: Path) -> Crafted:
+    found = Crafted.of(path, data)
+    assert found is not None
+    return found
+
+
+def test_what_was_found_on_a_source_is_tried_on_other_models_and_searched_once(data: ImageSet, tmp_path: Path) -> None:
+    source, path = Defended(Threshold(-1.0)), tmp_path / "crafted" / "shift.npz"
+    first, second = shift(0.1), shift(0.1)
+    plain = judged(Defended(Threshold()), data, shift(0.1), source)
+    crafted = crafted_on(data, path)
+    one = judged(Defended(Threshold()), data, first, source, crafted=crafted)
+    assert (one.robust == plain.robust).all()
+    assert (len(first.seen), one.reused.tolist()) == (4, [0])
+    crafted.save(seconds=19.0)
+    assert not path.exists(), "quickly found again"
+    crafted.save(seconds=21.0)
+    everything_right = Defended(Threshold(1.0))
+    everything_right.network.gain.data.fill_(1e-9)  # the same verdicts
+    two = judged(everything_right, data, second, source, crafted=crafted_on(data, path), misclassified=True)
+    assert second.seen == pytest.approx([0.55]), "the one that the first model had wrong"
+    assert two.reused.tolist() == [4]
+    np.testing.assert_array_equal(two.right, plain.right)
+    np.testing.assert_allclose(two.distance[[0, 1, 3, 4]], plain.distance[[0, 1, 3, 4]], atol=1e-7)
+
+
+def test_two_processes_add_to_one_file(data: ImageSet, tmp_path: Path) -> None:
+    path = tmp_path / "crafted.npz"
+    here, there = crafted_on(data, path), crafted_on(data, path)
+    for crafted, place in ((here, 0), (there, 3)):
+        made, x_adv = crafted.stage("pgd")
+        made[place], x_adv[place] = True, place / 10
+    here.save(60.0)
+    there.save(60.0)
+    made, x_adv = crafted_on(data, path).stage("pgd")
+    assert made.tolist() == [True, False, False, True, False]
+    assert x_adv.flatten().tolist() == pytest.approx([0, 0, 0, 0.3, 0])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", "other ids"])
+def test_a_damaged_file_of_examples_is_written_anew(
+    content: bytes | str, data: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "crafted.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, ids=np.arange(5), **{"made.x": np.ones(5, bool), "x_adv.x": np.zeros((5, 1, 1, 1), np.float32)})
+    crafted = crafted_on(data, path)
+    assert "is of no use" in caplog.text
+    assert not crafted.made
+    made, _ = crafted.stage("pgd")
+    made[2] = True
+    crafted.save(60.0)
+    assert crafted_on(data, path).stage("pgd")[0].tolist() == [False, False, True, False, False]
+
+
+def test_too_many_images_are_not_kept(data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_lab.crafted.LARGEST", 19)
+    assert Crafted.of(tmp_path / "crafted.npz", data) is None
 
 
 def test_the_attack_is_given_the_images_own_random_numbers(data: ImageSet) -> None:
@@ -164,6 +245,7 @@ def test_going_on_from_a_partial_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("robustbench_lab.evaluation.EXAMPLES", 6)
     data, attack, saved = digits[1].subset(torch.arange(30)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
 
     def save(outcome: Outcome) -> None:
@@ -204,9 +286,10 @@ def same_examples(one: Examples, other: Examples) -> None:
         np.testing.assert_allclose(got, expected, atol=1e-3, err_msg=part.name)
 
 
-def test_the_first_images_are_kept_with_what_the_attack_made_of_them(built: Callable[..., Any]) -> None:
+def test_the_first_images_are_kept_with_what_the_attack_made_of_them(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """FGSM lowers the pixel of the true class by .1 and raises the other one, inside [0, 1]; wrong images are left alone."""
     pixels = [[200, 100], [120, 100], [100, 120], [100, 120], [255, 0], [5, 10], [3, 200], [9, 9]]
+    monkeypatch.setattr("robustbench_lab.evaluation.EXAMPLES", 6)
     labels, ids = torch.tensor([0, 0, 0, 1, 0, 1, 1, 0]), torch.tensor([70, 3, 9, 4, 1, 0, 2, 5])
     data = ImageSet(torch.tensor(pixels, dtype=torch.uint8).view(8, 1, 1, 2), labels, ids)
     examples = judged(Defended(Larger()), data, built("attack", "fgsm"), batch_size=4).examples
@@ -227,6 +310,7 @@ def test_examples_do_not_depend_on_batches_and_interruptions(
     digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("robustbench_lab.evaluation.EXAMPLES", 6)
     data, attack, saved = digits[1].subset(torch.arange(12)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
     whole = judged(clean_digits_model, data, attack, batch_size=12)
     judged(clean_digits_model, data, attack, batch_size=4, save=lambda outcome: saved.append(deepcopy(outcome)))

@@ -26,6 +26,7 @@ from robustbench_lab.config import (
     nearest_runs,
     plain,
 )
+from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet, StreamedImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
@@ -101,7 +102,9 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
                 train = _images(dataset.load("train", root=Path(where["root"]), download=where["download"], workers=where["workers"])).to(
                     device
                 )
-            measuring = {**how, "measures": list(measures.values()), "train": train}
+            measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
+            if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
+                measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data)
             record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
         if key is not None:
             arrays = read_arrays(folder / OUTCOME_FILE)
@@ -137,6 +140,8 @@ def _attacked(
     def save(outcome: Outcome) -> None:
         arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
         write_arrays(partial, mark=np.array(mark), **arrays)
+        if (crafted := how.get("crafted")) is not None:
+            crafted.save(float(outcome.seconds.sum()))
 
     known = None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy())
     outcome = evaluate(defended, view, data, attack, budget, **how, outcome=known, save=save)
@@ -150,6 +155,14 @@ def _attacked(
     averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
     return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device)
+
+
+def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path:
+    """Where what the attack finds on the source is kept: a name for everything that it depends on."""
+    assert evaluation.source is not None
+    aside = ("threat_model", "metric", "verdict_draws", "attack_misclassified")
+    content = {name: part for name, part in evaluation.config.items() if name not in aside} | {"digest": digest}
+    return evaluation.source.folder(output_root) / "crafted" / f"{evaluation.choices['attack']}-{fingerprint(content)}.npz"
 
 
 def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
@@ -174,6 +187,7 @@ def how_of(cfg: DictConfig) -> dict[str, Any]:
         require(isinstance(cfg[name], int) and not isinstance(cfg[name], bool) and cfg[name] >= 1, name, "a whole number >= 1", cfg[name])
     require(cfg.search_precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", cfg.search_precision)
     require(isinstance(cfg.attack_seed, int), "attack_seed", "a whole number", cfg.attack_seed)
+    require(isinstance(cfg.attack_misclassified, bool), "attack_misclassified", "true or false", cfg.attack_misclassified)
     return {
         "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
         "precision": cfg.search_precision,
@@ -229,7 +243,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The content of record.json; eot_samples: passes that the attack averaged for each answer."""
     n, robust = len(outcome.ids), int(outcome.robust.sum())
-    attacked = int((outcome.clean_right > 0).sum())
+    attacked = int((~np.isnan(outcome.distance)).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
     quantiles = np.quantile(broken, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(broken) else None
     forward, backward = (
@@ -251,8 +265,10 @@ def record_of(
         "robust_interval": wilson_interval(robust, n),
         "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
                   "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
+        **_counted_as_papers_do(evaluation, outcome),
         "eot_samples": eot_samples,
         "attacked": attacked,
+        "examples_from_before": outcome.reused.tolist(),
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
                                "mean": float(broken.mean()) if len(broken) else None},
         "forward_per_attacked_image": outcome.forward.sum() / attacked if attacked else None,
@@ -269,6 +285,14 @@ def record_of(
     }  # fmt: skip
     record["warnings"] = warnings_of(record, classes, stochastic)
     return record
+
+
+def _counted_as_papers_do(evaluation: Evaluation, outcome: Outcome) -> dict[str, Any]:
+    """The share of all images that are right after the attack, where those that were wrong before were attacked too; of draws, the mean."""
+    if "attack_misclassified" not in evaluation.config:
+        return {}
+    right, n = float(outcome.after.sum()), len(outcome.ids)
+    return {"attacked_accuracy": right / n, "attacked_interval": wilson_interval(right, n)}
 
 
 def _metric(values: np.ndarray) -> dict[str, Any]:

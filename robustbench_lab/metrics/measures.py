@@ -3,6 +3,7 @@
 Source: Efficient Defenses 2017, arXiv:1707.06728, section 4.1; each metric's own file has the formulas.
 Which images count: the first two metrics speak of perturbations that change a prediction, hence of images that are right when clean and
 that the attack broke; the third of every image. Where an attack failed, what it tried last says nothing of the smallest perturbation.
+As published, the first two count every image whose prediction changed: evaluate with attack_misclassified=true for all of the code's.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from robustbench_lab.threats import require
 @dataclass(frozen=True)
 class Seen:
     """Some images and what became of them: x, x_adv [B, C, H, W] in [0, 1]; y int64 [B]; broken bool [B]: right when clean, wrong when
-    attacked; train [M, C, H, W]: the training images, where a metric asks for them."""
+    attacked; flipped bool [B]: predicted otherwise when attacked, which is the same unless misclassified images are attacked too; train
+    [M, C, H, W]: the training images, where a metric asks for them."""
 
     model: nn.Module
     x: Tensor
     x_adv: Tensor
     y: Tensor
     broken: Tensor
+    flipped: Tensor
     train: Tensor | None
 
 
@@ -37,12 +40,16 @@ class Seen:
 class Measure(ABC):
     """A metric; as_published: what the authors' code computes, where that is not their formula."""
 
-    minimal: ClassVar[bool] = False  # speaks of the smallest perturbation: an attack must look for it
     needs_train: ClassVar[bool] = False
     as_published: bool
 
     def __post_init__(self) -> None:
         require(isinstance(self.as_published, bool), "as_published", "true or false", self.as_published)
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it speaks of the smallest perturbation, so that an attack must look for it."""
+        return False
 
     @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
@@ -50,23 +57,26 @@ class Measure(ABC):
 
 
 class OfBroken(Measure):
-    """A metric of broken images."""
+    """A metric of broken images; as published, of those whose prediction changed."""
 
     def __call__(self, seen: Seen) -> Tensor:
         values = torch.full(seen.y.shape, torch.nan, dtype=torch.float64, device=seen.x.device)
-        if seen.broken.any():
-            values[seen.broken] = self.of_broken(seen, seen.x[seen.broken], seen.x_adv[seen.broken])
+        counted = seen.flipped if self.as_published else seen.broken
+        if counted.any():
+            values[counted] = self.of_broken(seen, seen.x[counted], seen.x_adv[counted])
         return values
 
     @abstractmethod
     def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Float64 [M], of the M broken images alone."""
+        """Float64 [M], of the M images that count."""
 
 
 class EmpiricalRobustness(OfBroken):
     """|x_adv - x| / |x| in l2 (eq. 2), or in linf as published."""
 
-    minimal: ClassVar[bool] = True
+    @property
+    def minimal(self) -> bool:
+        return not self.as_published  # the authors' own attack does not find the smallest (attacks/minimal_fgsm.py)
 
     def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
         if self.as_published:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_lab import __version__, evaluation
+from robustbench_lab import __version__, evaluation, judging
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -195,18 +195,18 @@ def test_an_evaluation_leaves_its_first_images_whether_it_was_interrupted_or_not
     (folder,) = (trained / "evaluate").iterdir()
     outcome, expected = (dict(np.load(folder / f"{name}.npz", allow_pickle=False)) for name in ("outcome", "examples"))
     assert {name: (array.dtype, array.shape) for name, array in expected.items()} == {
-        "index": (np.int64, (6,)), "x": (np.uint8, (6, 1, 8, 8)), "delta": (np.float16, (6, 1, 8, 8)),
-        "label": (np.int64, (6,)), "clean_prediction": (np.int64, (6,)), "prediction": (np.int64, (6,)),
+        "index": (np.int64, (10,)), "x": (np.uint8, (10, 1, 8, 8)), "delta": (np.float16, (10, 1, 8, 8)),
+        "label": (np.int64, (10,)), "clean_prediction": (np.int64, (10,)), "prediction": (np.int64, (10,)),
     }  # fmt: skip
-    assert expected["index"].tolist() == outcome["index"][:6].tolist()
-    assert (expected["clean_prediction"] == expected["label"]).tolist() == outcome["clean"][:6].tolist()
-    assert (expected["prediction"] == expected["label"]).tolist() == outcome["robust"][:6].tolist()
+    assert expected["index"].tolist() == outcome["index"][:10].tolist()
+    assert (expected["clean_prediction"] == expected["label"]).tolist() == outcome["clean"][:10].tolist()
+    assert (expected["prediction"] == expected["label"]).tolist() == outcome["robust"][:10].tolist()
     distance = np.abs(expected["delta"]).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(distance, np.nan_to_num(outcome["distance"][:6]), atol=1e-3)
+    np.testing.assert_allclose(distance, np.nan_to_num(outcome["distance"][:10]), atol=1e-3)
     for path in folder.iterdir():
         path.unlink()
 
-    predictions, calls = evaluation.predictions, []
+    predictions, calls = judging.predictions, []
 
     def stop_in_the_third_batch(*arguments):
         calls.append(arguments)
@@ -217,7 +217,7 @@ def test_an_evaluation_leaves_its_first_images_whether_it_was_interrupted_or_not
     partial = folder / "outcome.partial.npz"
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "SAVE_EVERY", 0.0)
-        patch.setattr(evaluation, "predictions", stop_in_the_third_batch)
+        patch.setattr(judging, "predictions", stop_in_the_third_batch)
         assert lab(*command).status == 130
     saved = dict(np.load(partial, allow_pickle=False))
     assert not (folder / "examples.npz").exists()
@@ -346,6 +346,40 @@ def test_black_transfer_needs_the_other_run(lab, outputs, trained, tiny, snapsho
     ended = lab(*command)
     assert ended.status == 0, ended.err
     assert record_in(trained)["source"]["seed"] == 1
+
+
+def test_a_costly_transfer_is_searched_once(lab, trained, tiny, monkeypatch):
+    """Two models, one source: the second one is tried on what was found for the first; images that only it has right are searched."""
+    monkeypatch.setattr("robustbench_lab.crafted.WORTH_KEEPING", 0.0)
+    models = [["defense=label_smoothing"], ["defense=label_smoothing", "seed=1"]]
+    how = ["attack=fgsm", "threat_model=black_transfer", "threat_model.overrides=[defense=standard,seed=0]", "panel=none"]
+    for words in models:
+        assert lab("train", *tiny, *words).status == 0
+        assert lab("evaluate", *tiny, *words, *how).status == 0
+    first, second = (record_in(run) for run in sorted(trained.parent.glob("*-label_smoothing-*"), key=lambda run: "-s1-" in run.name))
+    assert first["examples_from_before"] == [0]
+    assert 0 < second["examples_from_before"][0] <= second["attacked"]
+    assert second["forward_per_attacked_image"] < first["forward_per_attacked_image"]
+    (file,) = (trained / "crafted").glob("fgsm-*.npz")
+    assert np.load(file)["made.FGSM"].sum() >= second["attacked"]
+    (run,) = trained.parent.glob("*-label_smoothing-s1-*")
+    kept = np.load(next((run / "evaluate").glob("*/outcome.npz")))["right"]
+    file.unlink()
+    assert lab("evaluate", *tiny, *models[1], *how, "force=true").status == 0
+    np.testing.assert_array_equal(np.load(next((run / "evaluate").glob("*/outcome.npz")))["right"], kept)
+
+
+def test_images_that_are_wrong_when_clean_are_attacked_on_request(lab, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none", "attack_misclassified=true").status == 0
+    folders = sorted((trained / "evaluate").iterdir(), key=lambda folder: "attacked_accuracy" in (folder / "record.json").read_text())
+    usual, more = (json.loads((folder / "record.json").read_text()) for folder in folders)
+    assert usual["robust_accuracy"] == more["robust_accuracy"] <= more["attacked_accuracy"]
+    assert (usual["attacked"], more["attacked"]) == (usual["clean_correct"], usual["n"])
+    assert "attacked_accuracy" not in usual
+    ended = lab("evaluate", *tiny, "attack=fgsm", "attack_misclassified=maybe")
+    assert ended.status == 2
+    assert "attack_misclassified: expected true or false" in ended.err
 
 
 def test_black_transfer_from_the_attacked_run_itself_is_an_error(lab, outputs, trained, tiny, snapshot):

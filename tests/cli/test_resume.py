@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_lab import evaluation
+from robustbench_lab import evaluation, judging
 from robustbench_lab.checkpoints import read_tensors
 from robustbench_lab.jobs import train
 from robustbench_lab.training import State
@@ -132,7 +132,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_outcome(lab, outputs, tra
     for path in folder.iterdir():
         path.unlink()
 
-    predictions, calls = evaluation.predictions, []
+    predictions, calls = judging.predictions, []
 
     def stop_in_the_third_batch(*arguments):
         calls.append(len(arguments[1]))
@@ -142,7 +142,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_outcome(lab, outputs, tra
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "SAVE_EVERY", 0.0)
-        patch.setattr(evaluation, "predictions", stop_in_the_third_batch)
+        patch.setattr(judging, "predictions", stop_in_the_third_batch)
         assert lab(*command).status == 130
     done = int(np.load(folder / "outcome.partial.npz", allow_pickle=False)["done"].sum())
     assert done in (8, 16)

@@ -70,6 +70,16 @@ def test_distances_are_those_of_attacked_images(data: ImageSet) -> None:
     np.testing.assert_allclose(published, [0.09 / 0.5, 0.49 / 0.8, np.nan, np.nan], atol=1e-6)
 
 
+def test_as_published_images_that_were_wrong_count_when_their_prediction_changes() -> None:
+    """(.9, 0) of class 0 is wrong and stays so at .6; (.2, .4) of class 1 is wrong and flips to right: .4 / .4 in linf."""
+    x = torch.tensor([[0.9, 0.0], [0.2, 0.4]]).view(2, 1, 1, 2)
+    wrong = ImageSet(x, torch.tensor([0, 1]), torch.arange(2))
+    plain, published = measured(wrong, EmpiricalRobustness(as_published=False), EmpiricalRobustness(as_published=True), misclassified=True)
+    np.testing.assert_allclose(plain, [np.nan, np.nan])
+    np.testing.assert_allclose(published, [np.nan, 1.0], atol=1e-6)
+    assert np.isnan(measured(wrong, EmpiricalRobustness(as_published=True))).all()
+
+
 def test_the_sensitivity_is_of_all_clean_images(data: ImageSet) -> None:
     """d loss / d x1 = 4 s(4 (x1 - 1/2)) for label 0; d p / d x1 = 4 s (1 - s)."""
     plain, published = measured(data, LossSensitivity(as_published=False), LossSensitivity(as_published=True))
@@ -98,6 +108,7 @@ def test_every_file_builds_the_variant_that_it_is_named_after(name: str, built: 
 
 
 def test_nothing_broken_is_no_error(data: ImageSet) -> None:
-    seen = Seen(Threshold(), data.images, data.images, data.labels, torch.zeros(4, dtype=torch.bool), data.images)
+    none = torch.zeros(4, dtype=torch.bool)
+    seen = Seen(Threshold(), data.images, data.images, data.labels, none, none, data.images)
     for measure in (EmpiricalRobustness(as_published=False), TrainingSetDistance(as_published=True)):
         assert measure(seen).isnan().all()
