@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import conv2d, pad
 
 from robustbench_lab.backbones.base import Backbone
-from robustbench_lab.backbones.efficient_defenses import EfficientDefensesCNN, EfficientDefensesResNet
+from robustbench_lab.backbones.efficient_defenses import EfficientDefensesCifarCNN, EfficientDefensesCNN, EfficientDefensesResNet
 from robustbench_lab.backbones.mlp import MLP
 from robustbench_lab.backbones.resnet_v1 import PaddedShortcut, ResNetV1
 from robustbench_lab.backbones.small_cnn import SmallCNN
@@ -157,6 +157,23 @@ def test_parameters_of_the_efficient_defenses_resnet_on_mnist(name: str, kernel:
     assert parameters(build(name, 10, 1, 28)) == CONV1 + CONV2 + block + head
 
 
+def test_parameters_of_the_efficient_defenses_networks_on_cifar10() -> None:
+    """The paper's CNN and ResNet end in 2x2 maps of 128 channels there; that ResNet's 5 of MNIST is 6, max-pooled by 3."""
+    conv1 = 64 * (3 * 8 * 8) + 64
+    head = 10 * (128 * 2 * 2) + 10
+    assert parameters(build("efficient_defenses_cnn")) == conv1 + CONV2 + 128 * (128 * 5 * 5) + 128 + head
+    block = (64 * 128 + 64) + (64 * 64 + 64) + (128 * 64 + 128)
+    assert parameters(build("efficient_defenses_resnet")) == conv1 + CONV2 + block + head
+
+
+@pytest.mark.parametrize(("channels", "size", "last", "count"), [(3, 32, 7, 1_592_902), (1, 28, 6, 1_176_326)])
+def test_parameters_of_the_efficient_defenses_cifar_cnn(channels: int, size: int, last: int, count: int) -> None:
+    """32 -> 32 ('same') -> 16 -> 14 -> 7; 28 -> 28 -> 14 -> 12 -> 6."""
+    convolutions = (32 * 9 * channels + 32) + (64 * 9 * 32 + 64)
+    assert convolutions + (64 * last * last * 500 + 500) + (500 * 10 + 10) == count
+    assert parameters(build("efficient_defenses_cifar_cnn", 10, channels, size)) == count
+
+
 def test_parameters_of_the_deep_defense_mlp() -> None:
     count = (784 * 500 + 500) + (500 * 150 + 150) + (150 * 10 + 10)
     assert parameters(build("mlp", 10, 1, 28)) == count
@@ -196,6 +213,10 @@ def stage_sizes(model: Backbone, x: Tensor) -> list[int]:
         ("efficient_defenses_cnn", 32, [16, 6, 2]),
         ("efficient_defenses_cnn", 27, [14, 5, 1]),  # the smallest; 'same' rounds up
         ("efficient_defenses_resnet", 28, [14, 5, 5]),
+        ("efficient_defenses_resnet", 32, [16, 6, 6]),
+        ("efficient_defenses_cifar_cnn", 32, [16, 7]),
+        ("efficient_defenses_cifar_cnn", 28, [14, 6]),
+        ("efficient_defenses_cifar_cnn", 8, [4, 1]),  # the smallest
         ("resnet20", 28, [28, 28, 14, 7]),
         ("resnet18", 32, [32, 32, 16, 8, 4]),
         ("vgg19", 28, [28, 14, 7, 3, 1]),
@@ -249,6 +270,29 @@ def test_the_efficient_defenses_block_activates_after_the_sum() -> None:
     assert torch.equal(block(maps), (maps - 0.5).clamp(min=0))
 
 
+def test_the_efficient_defenses_cifar_cnn_by_hand() -> None:
+    """Layer by layer in eval mode; in train mode dropout halves what each of the three hidden layers passes on."""
+    model = build("efficient_defenses_cifar_cnn")
+    weights = dict(model.named_parameters())
+    x = torch.rand(2, 3, 32, 32)
+    maps = conv2d(x, weights["body.stage1.conv.weight"], weights["body.stage1.conv.bias"], padding=1).clamp(min=0)
+    maps = maps.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    maps = conv2d(maps, weights["body.stage2.conv.weight"], weights["body.stage2.conv.bias"]).clamp(min=0)
+    maps = maps.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    features = (maps.flatten(1) @ weights["pool.linear.weight"].T + weights["pool.linear.bias"]).clamp(min=0)
+    assert torch.allclose(model.eval().features(x), features, atol=1e-5)
+    assert torch.equal(model(x), model(x))
+    assert model.feature_size == 500
+
+    dropouts = {path: module for path, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    assert sorted(dropouts) == ["body.stage1.dropout", "body.stage2.dropout", "pool.dropout"]
+    model.train()
+    for module in dropouts.values():
+        kept = (module(torch.ones(10_000)) != 0).float().mean().item()
+        assert kept == pytest.approx(0.5, abs=0.03)
+    assert not torch.equal(model(x), model(x))
+
+
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     resnet = ResNetV1(10, 3, 32, depth=20, width=4)
@@ -300,6 +344,8 @@ def test_other_wrong_knobs() -> None:
         EfficientDefensesCNN(10, 1, 26)
     with pytest.raises(LabError, match=r"^dataset\.size: .* 19x19 pixels, got 18x18"):
         EfficientDefensesResNet(10, 1, 18, block_kernel=1)
+    with pytest.raises(LabError, match=r"^dataset\.size: .* 8x8 pixels, got 7x7"):
+        EfficientDefensesCifarCNN(10, 1, 7)
     with pytest.raises(LabError, match=r"^backbone\.block_kernel: "):
         EfficientDefensesResNet(10, 1, 28, block_kernel=2)
     with pytest.raises(LabError, match=r"^backbone\.hidden: "):

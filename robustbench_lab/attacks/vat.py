@@ -50,11 +50,7 @@ class VAT(Attack):
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         product, clean = exact_product(model, x) if self.xi is None else finite_difference(model, x, self.xi)
-        direction = budget.steepest(rng.normal(*x.shape[1:]).to(x.dtype))
-        for _ in range(self.steps):
-            image = product(direction)
-            still = (image == 0).flatten(1).all(dim=1)  # rounded away, or no curvature: the last direction is as good as any
-            direction = direction.where(per_image(still, x), budget.steepest(image))
+        direction = power_iteration(product, rng.normal(*x.shape[1:]).to(x.dtype), self.steps)
         x_adv = budget.project(x + budget.eps * direction, x)
         if not self.both_signs:
             return x_adv
@@ -65,6 +61,17 @@ class VAT(Attack):
 
 
 Product = Callable[[Tensor], Tensor]  # a direction [B, C, H, W] to what the Hessian makes of it, up to a factor
+
+
+def power_iteration(product: Product, start: Tensor, steps: int) -> Tensor:
+    """Towards the dominant eigenvector, from `start` [B, C, H, W]: directions of l2 length 1."""
+    unit = Budget("l2", 1)
+    direction = unit.steepest(start)
+    for _ in range(steps):
+        image = product(direction)
+        still = (image == 0).flatten(1).all(dim=1)  # rounded away, or no curvature: the last direction is as good as any
+        direction = direction.where(per_image(still, image), unit.steepest(image))
+    return direction
 
 
 def finite_difference(model: nn.Module, x: Tensor, xi: float) -> tuple[Product, Tensor]:

@@ -1,4 +1,4 @@
-"""The two networks of "Efficient Defenses Against Adversarial Attacks"."""
+"""The networks of "Efficient Defenses Against Adversarial Attacks"."""
 
 from torch import Tensor, nn
 
@@ -51,6 +51,28 @@ class EfficientDefensesResNet(Backbone):
         self.apply(initialise)
 
 
+class EfficientDefensesCifarCNN(Backbone):
+    """Convolutions 32@3x3 and 64@3x3, each max-pooled by 2, and a hidden linear layer of 500, with dropout .5 behind all three.
+
+    Images [B, C, H, W] of 8x8 or more; features [B, 500], with dropout in train mode. The linear layer is part of `pool`,
+    so that the stages give maps. Dropout is seeded with the epoch; in eval mode there is none.
+    Source: the authors' CIFAR-10 network (Trusted-AI/adversarial-robustness-toolbox, history of 2017,
+    src/classifiers/cnn.py, cifar10_layers): padding 'same', then none; initialisation from its Keras. The paper
+    (arXiv:1707.06728, section 4.1) does not have this network.
+    Raises: LabError for smaller images.
+    """
+
+    def __init__(self, classes: int, channels: int, image_size: int) -> None:
+        check_problem(classes, channels, image_size, smallest=8)
+        last_map = (image_size // 2 - 2) // 2
+        super().__init__(
+            body=sequence(stage1=pooled_stage(channels, 32, padding=1), stage2=pooled_stage(32, 64, padding=0)),
+            pool=sequence(flatten=nn.Flatten(), linear=nn.Linear(64 * last_map**2, 500), relu=nn.ReLU(), dropout=nn.Dropout(0.5)),
+            head=nn.Linear(500, classes),
+        )
+        self.apply(initialise)
+
+
 class IdentityBlock(nn.Module):
     """A bottleneck beside an identity: 1x1, kxk and 1x1 convolutions, activated after the sum; shapes do not change."""
 
@@ -74,6 +96,12 @@ def first_two_stages(channels: int, image_size: int) -> dict[str, nn.Module]:
         "stage1": sequence(pad=nn.ZeroPad2d((3, 3 + odd, 3, 3 + odd)), conv=nn.Conv2d(channels, 64, 8, stride=2), relu=nn.ReLU()),
         "stage2": sequence(conv=nn.Conv2d(64, 128, 6, stride=2), relu=nn.ReLU()),
     }
+
+
+def pooled_stage(in_channels: int, out_channels: int, padding: int) -> nn.Sequential:
+    """A 3x3 convolution, max-pooling by 2 and dropout .5."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=padding)
+    return sequence(conv=conv, relu=nn.ReLU(), maximum=nn.MaxPool2d(2), dropout=nn.Dropout(0.5))
 
 
 def map_size_after_two(image_size: int) -> int:

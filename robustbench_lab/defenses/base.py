@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.attacks.gradients import Attack, require_count
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, is_number, per_image, require
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,13 @@ class Defense:
         """
         return None
 
+    def augmented(self, batch: Batch) -> Tensor:
+        """The images [B, C, H, W] that the loss looks at in place of `batch.x`, as far as they do not depend on the model."""
+        return batch.x
+
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         """Each step: the scalar to lower."""
-        return cross_entropy(model(batch.x), batch.y).mean()
+        return cross_entropy(model(self.augmented(batch)), batch.y).mean()
 
     def players(self, model: Defended) -> list[Player]:
         """Once: who is trained on what; several alternate within a step."""
@@ -78,6 +82,42 @@ class Defense:
 
     def after_step(self, model: Defended) -> None:
         """After the optimisers moved: constraints on the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyCopies(Defense):
+    """Cross-entropy on each image and `noisy_copies` copies of it, each with its own `noise`.
+
+    include_clean: whether the original is one of the copies.
+    resample_each_epoch: new noise in each epoch; otherwise each copy keeps its own.
+    clip: cut the noisy copies to [0, 1].
+    """
+
+    noisy_copies: int
+    include_clean: bool
+    resample_each_epoch: bool
+    clip: bool
+
+    def __post_init__(self) -> None:
+        require_count(self.noisy_copies, "noisy_copies")
+        for key in ("include_clean", "resample_each_epoch", "clip"):
+            require(isinstance(getattr(self, key), bool), key, "true or false", getattr(self, key))
+
+    def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
+        """What is added to images of this shape, [B, *shape]."""
+        raise NotImplementedError
+
+    @property
+    def copies(self) -> int:
+        return self.noisy_copies + int(self.include_clean)
+
+    def augmented(self, batch: Batch) -> Tensor:
+        """The noisy images [B, C, H, W]; with `include_clean`, copy 0 is the original."""
+        noise = self.noise(batch.rng if self.resample_each_epoch else batch.fixed_rng, batch.x.shape[1:])
+        if self.include_clean:
+            noise = noise * per_image(batch.copy > 0, noise)
+        x = batch.x + noise
+        return x.clamp(0, 1) if self.clip else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +152,7 @@ def require_weight(value: object, key: str) -> None:
 
 def require_epoch(value: object, key: str) -> None:
     require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, "a whole number of epochs >= 0", value)
+
+
+def require_bit_depth(value: object, key: str) -> None:
+    require(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8, key, "a whole number of bits from 1 to 8", value)

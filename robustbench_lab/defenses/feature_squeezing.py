@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Defense
+from robustbench_lab.defenses.base import Defense, require_bit_depth
 from robustbench_lab.models import Defended, Front
-from robustbench_lab.threats import require
 from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 
 
@@ -41,8 +40,7 @@ class FeatureSqueezing(Defense):
     bit_depth: int
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bit_depth, int) and not isinstance(self.bit_depth, bool)
-        require(whole and 1 <= self.bit_depth <= 8, "bit_depth", "a whole number of bits from 1 to 8", self.bit_depth)
+        require_bit_depth(self.bit_depth, "bit_depth")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         return Defended(make_net(), [BitDepth(self.bit_depth)])

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from robustbench_lab.attacks.gradients import kl_divergence, require_count
-from robustbench_lab.attacks.vat import exact_product, finite_difference
+from robustbench_lab.attacks.vat import exact_product, finite_difference, power_iteration
 from robustbench_lab.defenses.base import Batch, Defense, require_weight
 from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import is_number, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,9 @@ class VirtualAdversarialTraining(Defense):
 
     def moved(self, model: Defended, batch: Batch) -> Tensor:
         """x + r [B, C, H, W], against the current weights in eval mode; leaves no trace in the model."""
-        unit = Budget("l2", 1)
         with frozen(model) as target, torch.compiler.set_stance("force_eager"):  # compiled code cannot be differentiated twice
             product, _ = exact_product(target, batch.x) if self.xi is None else finite_difference(target, batch.x, self.xi)
-            direction = unit.steepest(batch.rng.fold("vat").normal(*batch.x.shape[1:]))
-            for _ in range(self.power_iterations):
-                image = product(direction)
-                flat = (image == 0).flatten(1).all(dim=1)  # no curvature, or rounded away: the last direction is as good as any
-                direction = direction.where(per_image(flat, image), unit.steepest(image))
+            direction = power_iteration(product, batch.rng.fold("vat").normal(*batch.x.shape[1:]), self.power_iterations)
         x = batch.x + self.eps * direction
         return x.clamp(0, 1) if self.clip else x
 

@@ -1,5 +1,6 @@
 """The papers' formulas, with numbers worked out by hand."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -260,12 +261,12 @@ def noisy(built: Callable[..., Any]) -> Callable[..., dict[int, dict[tuple[int, 
     """The augmented images of epochs 0 and 1 by (image, copy)."""
     data = ImageSet(torch.rand(7, 1, 12, 12), torch.zeros(7, dtype=torch.int64), torch.arange(20, 27))
 
-    def make(*overrides: str) -> dict[int, dict[tuple[int, int], Tensor]]:
-        defense = built("defense", "gda", *overrides)
+    def make(*overrides: str, name: str = "gda", seed: int = 0) -> dict[int, dict[tuple[int, int], Tensor]]:
+        defense = built("defense", name, *overrides)
         recipe = replace(built("training", "digits"), batch_size=8)
         images: dict[int, dict[tuple[int, int], Tensor]] = {0: {}, 1: {}}
         for epoch in images:
-            for batch in epoch_batches(data, torch.arange(7), recipe, defense.copies, 0, epoch):
+            for batch in epoch_batches(data, torch.arange(7), recipe, defense.copies, seed, epoch):
                 x = defense.augmented(batch)
                 for one, image, copy in zip(x, batch.ids.tolist(), batch.copy.tolist(), strict=True):
                     images[epoch][image, copy] = one - data.images[image - 20] if "defense.clip=true" not in overrides else one
@@ -296,6 +297,61 @@ def test_gda_knobs(noisy: Callable[..., dict[int, dict[tuple[int, int], Tensor]]
     assert torch.cat([value.flatten() for value in only_noise.values()]).std().item() == pytest.approx(0.05, rel=0.06)
     clipped = torch.stack(list(noisy("defense.clip=true", "defense.noisy_copies=3")[0].values()))
     assert (clipped.min(), clipped.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["gda", "uniform_augmentation"])
+def test_noisy_copies_follow_the_seed(name: str, noisy: Callable[..., dict[int, dict[tuple[int, int], Tensor]]]) -> None:
+    first, again, other = (noisy(name=name, seed=seed)[0] for seed in (3, 3, 4))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first if key[1] > 0)
+
+
+def test_gda_noise_is_gaussian(noisy: Callable[..., dict[int, dict[tuple[int, int], Tensor]]]) -> None:
+    """Within one, two and three standard deviations: .683, .954, .997; uniform noise has no third."""
+    drawn = torch.cat([value.flatten() for key, value in noisy()[0].items() if key[1] > 0]).abs()
+    shares = [(drawn < n * 0.3).float().mean().item() for n in (1, 2, 3)]
+    assert shares == pytest.approx([0.683, 0.954, 0.997], abs=0.015)
+
+
+def test_uniform_augmentation_copies(noisy: Callable[..., dict[int, dict[tuple[int, int], Tensor]]]) -> None:
+    """Ten noisy copies and the original, in [-.5196, .5196], with a standard deviation of .3, the same in every epoch."""
+    first, second = noisy(name="uniform_augmentation").values()
+    assert first.keys() == second.keys() == {(image, copy) for image in range(20, 27) for copy in range(11)}
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not any(first[image, 0].any() for image in range(20, 27))
+    noise = {key: value for key, value in first.items() if key[1] > 0}
+    drawn = torch.cat([value.flatten() for value in noise.values()])
+    assert drawn.std().item() == pytest.approx(0.3, rel=0.02)
+    assert drawn.mean().item() == pytest.approx(0, abs=0.01)
+    assert 0.515 < -drawn.min() < 0.51961
+    assert 0.515 < drawn.max() < 0.51961
+    quarters = torch.histc(drawn, 4, -0.5196, 0.5196) / len(drawn)
+    assert quarters.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+    assert len({value[0, 0, 0].item() for value in noise.values()}) == 70  # no two copies or images share their noise
+
+
+def test_uniform_augmentation_knobs(noisy: Callable[..., dict[int, dict[tuple[int, int], Tensor]]]) -> None:
+    uniform = functools.partial(noisy, name="uniform_augmentation")
+    first, second = uniform("defense.resample_each_epoch=true", "defense.noisy_copies=2", "defense.reach=0.1").values()
+    assert {copy for _, copy in first} == {0, 1, 2}
+    assert not any(torch.equal(first[20, copy], second[20, copy]) for copy in (1, 2))
+    assert 0.095 < torch.cat([value.flatten() for value in first.values()]).abs().max() < 0.10001
+    only_noise = uniform("defense.include_clean=false", "defense.noisy_copies=3")[0]
+    assert {copy for _, copy in only_noise} == {0, 1, 2}
+    assert all(value.any() for value in only_noise.values())
+    clipped = torch.stack(list(uniform("defense.clip=true", "defense.noisy_copies=3")[0].values()))
+    assert (clipped.min(), clipped.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["gda", "uniform_augmentation", "squeezed_training", "standard"])
+def test_the_loss_looks_at_the_augmented_images(name: str, built: Callable[..., Any]) -> None:
+    """Cross-entropy of what `augmented` returns, which is the batch itself where nothing is augmented."""
+    defense, model = built("defense", name), Defended(OnePixel())
+    batch = replace(batch_of(0.7, 0.3), copy=torch.tensor([1, 4]))
+    x = defense.augmented(batch)
+    pixels = x.flatten().tolist()
+    assert defense.loss(model, batch).item() == pytest.approx((ce(pixels[0]) + ce(pixels[1])) / 2, abs=1e-6)
+    assert torch.equal(x, batch.x) == (name == "standard")
 
 
 def test_gda_learns_from_the_noisy_images(built: Callable[..., Any]) -> None:
@@ -342,6 +398,13 @@ def test_standard_training_is_cross_entropy(built: Callable[..., Any]) -> None:
         ("gda", "defense.sigma=0", "sigma"),
         ("gda", "defense.noisy_copies=0", "noisy_copies"),
         ("gda", "defense.clip=1", "clip"),
+        ("gda", "defense.bound=0", "bound"),
+        ("gda", "defense.include_clean=no_idea", "include_clean"),
+        ("uniform_augmentation", "defense.reach=0", "reach"),
+        ("uniform_augmentation", "defense.reach=inf", "reach"),
+        ("uniform_augmentation", "defense.noisy_copies=0", "noisy_copies"),
+        ("uniform_augmentation", "defense.resample_each_epoch=1", "resample_each_epoch"),
+        ("squeezed_training", "defense.bit_depth=9", "bit_depth"),
         ("bounded_relu", "defense.bound=0", "bound"),
     ],
 )
