@@ -179,9 +179,8 @@ def setting_of(cfg: DictConfig) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and metrics, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
-    if cfg["attack_misclassified"]:
-        config["attack_misclassified"] = True
-    return config | (plain(cfg, "metric") if "metric" in cfg else {})  # what is not asked for is not in the name
+    asked = {key: cfg[key] for key in ("attack_misclassified", "test_first") if cfg[key]}  # what is not asked for is not in the name
+    return config | asked | (plain(cfg, "metric") if "metric" in cfg else {})
 
 
 def evaluation_from(

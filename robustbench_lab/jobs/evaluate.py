@@ -34,8 +34,10 @@ from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
 from robustbench_lab.metrics.measures import Measure
 from robustbench_lab.models import Defended
+from robustbench_lab.plane import SHAPE, plane_of
 from robustbench_lab.records import (
     EXAMPLES_FILE,
+    PLANE_FILE,
     RECORD_FILE,
     RUN_FILE,
     SCHEMA,
@@ -50,6 +52,7 @@ from robustbench_lab.records import (
     write_json,
 )
 from robustbench_lab.threats import Budget, require
+from robustbench_lab.training import split_validation
 from robustbench_lab.views import attacker_view, check_view
 
 log = logging.getLogger("robustbench_lab")
@@ -87,7 +90,13 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         source = defended if same else load_run(evaluation.source, evaluation.source.folder(output_root), device)[1]
     view = attacker_view(threat_model, defended, source, undefended=type(defense) is Defense)
     where = plain(cfg, "data")["data"]
-    data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
+
+    def load(split: Any) -> ImageSet:
+        return dataset.load(split, root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
+
+    data = load("test")
+    if (first := evaluation.config.get("test_first")) is not None:
+        data = data.subset(torch.arange(min(first, len(data))))
 
     with locked(folder, log.info), leaving_error(folder):
         if not cfg.force and _finished(folder, digests, key):
@@ -97,15 +106,13 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             record["warnings"] = warnings_of(record, dataset.classes, defended.stochastic)
         else:
             (folder / RECORD_FILE).unlink(missing_ok=True)
-            train = None
-            if any(measure.needs_train for measure in measures.values()):
-                train = _images(dataset.load("train", root=Path(where["root"]), download=where["download"], workers=where["workers"])).to(
-                    device
-                )
+            train = _images(load("train")) if any(measure.needs_train for measure in measures.values()) else None
             measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
                 measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data)
             record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
+            if data.shape == SHAPE:
+                write_arrays(folder / PLANE_FILE, **_plane(evaluation.run, defended, defense, load("train"), output_root, device))
         if key is not None:
             arrays = read_arrays(folder / OUTCOME_FILE)
             facts = panel_facts(look, key, evaluation.run, defended, data, how, output_root, cfg.force)
@@ -157,6 +164,15 @@ def _attacked(
     return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device)
 
 
+def _plane(
+    run: Run, defended: Defended, defense: Defense, train: ImageSet, output_root: Path, device: torch.device
+) -> dict[str, np.ndarray]:
+    """What the model has learned, for pictures."""
+    source = None if run.source is None else load_run(run.source, run.source.folder(output_root), device)[1]
+    kept, _ = split_validation(len(train), run.config["training"]["validation"])
+    return plane_of(defended, defense, train.subset(kept), source, run.config["seed"])
+
+
 def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path:
     """Where what the attack finds on the source is kept: a name for everything that it depends on."""
     assert evaluation.source is not None
@@ -188,6 +204,8 @@ def how_of(cfg: DictConfig) -> dict[str, Any]:
     require(cfg.search_precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", cfg.search_precision)
     require(isinstance(cfg.attack_seed, int), "attack_seed", "a whole number", cfg.attack_seed)
     require(isinstance(cfg.attack_misclassified, bool), "attack_misclassified", "true or false", cfg.attack_misclassified)
+    first = cfg.test_first
+    require(first is None or (isinstance(first, int) and first >= 1), "test_first", "a whole number >= 1, or null", first)
     return {
         "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
         "precision": cfg.search_precision,

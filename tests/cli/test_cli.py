@@ -369,6 +369,26 @@ def test_a_costly_transfer_is_searched_once(lab, trained, tiny, monkeypatch):
     np.testing.assert_array_equal(np.load(next((run / "evaluate").glob("*/outcome.npz")))["right"], kept)
 
 
+def test_the_first_images_alone(lab, trained, tiny):
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none", "test_first=7").status == 0
+    few, whole = sorted((np.load(path) for path in (trained / "evaluate").glob("*/outcome.npz")), key=lambda arrays: len(arrays["index"]))
+    assert few["index"].tolist() == whole["index"][:7].tolist()
+    np.testing.assert_array_equal(few["right"], whole["right"][:7])
+    ended = lab("evaluate", *tiny, "attack=fgsm", "test_first=0")
+    assert (ended.status, "test_first: expected a whole number >= 1" in ended.err) == (2, True)
+
+
+def test_points_in_the_plane_leave_what_was_learned_for_pictures(lab, outputs):
+    words = ["dataset=moons", "dataset.samples=50", "backbone=mlp_toy", "training=plane", "training.epochs=2", "defense=static_vat"]
+    assert lab("train", *words).status == 0
+    assert lab("evaluate", *words, "attack=fgsm", "budget=l2", "budget.eps=0.1", "panel=none").status == 0
+    (path,) = (outputs / "runs").glob("*-static_vat-*/evaluate/*/plane.npz")
+    arrays = np.load(path)
+    assert arrays["points"].shape == arrays["extra"].shape == (50, 2)
+    assert ((arrays["probability"] >= 0) & (arrays["probability"] <= 1)).all()
+
+
 def test_images_that_are_wrong_when_clean_are_attacked_on_request(lab, trained, tiny):
     assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
     assert lab("evaluate", *tiny, "attack=fgsm", "panel=none", "attack_misclassified=true").status == 0
