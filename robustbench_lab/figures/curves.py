@@ -1,0 +1,202 @@
+"""Accuracy curves as papers draw them: panels side by side, one curve for each model, the 95 % interval as a light band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.figures.paper import (
+    INK,
+    MARGIN,
+    MUTED,
+    RULE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    axes_at,
+    broken,
+    height_of,
+    sheet,
+    width_of,
+    write_footer,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour, dashes and marker: each alone tells curves apart, so that they do in grey. Colours that the colour-blind can tell apart: Okabe and
+# Ito 2008 without their yellow, which is too light for a line; the last two are Paul Tol's ("muted").
+STYLES: list[tuple[str, Any, str]] = [
+    ("#000000", "-", "o"), ("#d55e00", (0, (5, 1.5)), "s"), ("#0072b2", (0, (1, 1.2)), "^"), ("#009e73", (0, (6, 1.5, 1, 1.5)), "D"),
+    ("#cc79a7", (0, (3, 1.2)), "v"), ("#e69f00", (0, (8, 2)), "P"), ("#56b4e9", (0, (4, 1.2, 1, 1.2, 1, 1.2)), "X"),
+    ("#882255", (0, (2, 2)), "<"), ("#999933", (0, (9, 2, 3, 2)), ">"),
+]  # fmt: skip
+PAPER: tuple[str, Any, str] = (MUTED, "none", "o")  # hollow; its shape and colour are those of the curve
+MARKS = 14  # markers on one curve; more would hide its dashes
+LEGEND_LINE = 0.158  # inches
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: x in the unit of the axis, rising; y and the ends of its 95 % interval in percent, None where nothing was measured.
+
+    published: a paper's points, (x, y in percent).
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    published: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    series: Sequence[Series]
+
+
+def curves_figure(panels: Sequence[Panel], columns: int, x_label: str, y_label: str, footer: str, log_x: bool = False) -> Figure:
+    """Panels in rows of `columns`, with one legend: the same label looks the same in every panel.
+
+    Raises LabError for lengths that differ, figures outside 0 to 100, x that does not rise (or is not positive, on a logarithmic axis), a
+    label twice in a panel, and more labels than there are styles.
+    """
+    if not panels or columns < 1:
+        raise LabError(f"curves: expected one panel and one column or more, got {len(panels)} panels, columns={columns}")
+    for panel in panels:
+        _check(panel, log_x)
+    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
+    if not 1 <= len(labels) <= len(STYLES):
+        raise LabError(f"curves: expected 1 to {len(STYLES)} labels, got {len(labels)}: {', '.join(labels)}")
+    styles = dict(zip(labels, STYLES, strict=False))
+
+    columns = min(columns, len(panels))
+    left, gap = 0.52, 0.22
+    width = (WIDTH - left - 2 * MARGIN - gap * (columns - 1)) / columns
+    height = min(0.75 * width, 2.5)
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    above = [max(height_of(panel.title, TEXT, width, "bold") for panel in row) + 0.05 for row in rows]
+    named = 0.28 + height_of(x_label, TEXT, width)  # inches beneath panels with, and without, the axis's name
+    beneath = [named if i + 1 == len(rows) or len(rows[i + 1]) < len(row) else 0.24 for i, row in enumerate(rows)]
+    tops = [MARGIN + sum(above[: i + 1]) + height * i + sum(beneath[:i]) for i in range(len(rows))]
+    entries = [*labels, "paper"] if any(series.published for panel in panels for series in panel.series) else labels
+    across = max(1, min(len(entries), int((WIDTH - 2 * MARGIN) / (max(width_of(label, TEXT) for label in entries) + 0.62))))
+    across = math.ceil(len(entries) / math.ceil(len(entries) / across))  # lines of the same length
+    bottom = tops[-1] + height + beneath[-1]
+    figure = sheet(bottom + math.ceil(len(entries) / across) * LEGEND_LINE + height_of(footer, SMALL) + MARGIN)
+
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        axes = axes_at(figure, left + MARGIN + column * (width + gap), tops[row], width, height)
+        _draw(axes, panel, styles, log_x)
+        axes.set_title(broken(panel.title, TEXT, width, "bold"), fontsize=TEXT, fontweight="bold", color=INK, pad=4, parse_math=False)
+        if i + columns >= len(panels):
+            axes.set_xlabel(broken(x_label, TEXT, width), fontsize=TEXT, color=INK, labelpad=2, parse_math=False)
+        if column == 0:
+            axes.set_ylabel(y_label, fontsize=TEXT, color=INK, labelpad=3, parse_math=False)
+        else:
+            axes.tick_params(labelleft=False)
+    _legend(figure, {label: styles.get(label) for label in entries}, across, bottom)
+    write_footer(figure, footer)
+    return figure
+
+
+def _check(panel: Panel, log_x: bool) -> None:
+    labels = [series.label for series in panel.series]
+    if len(set(labels)) < len(labels):
+        raise LabError(f"curves: panel {panel.title!r}: expected each label once, got {', '.join(labels)}")
+    for series in panel.series:
+        where = f"curves: panel {panel.title!r}, {series.label!r}"
+        lengths = [len(series.x), len(series.y), len(series.low), len(series.high)]
+        if len(set(lengths)) > 1:
+            raise LabError(f"{where}: expected as many y, low and high as x, got {lengths[0]} x, {lengths[1:]}")
+        if any(not math.isfinite(x) for x in series.x) or any(a >= b for a, b in zip(series.x, series.x[1:], strict=False)):
+            raise LabError(f"{where}: expected finite x that rises, got {list(series.x)}")
+        points = series.published
+        if log_x and any(x <= 0 for x in [*series.x, *(x for x, _ in points)]):
+            raise LabError(f"{where}: a logarithmic axis has no place for x <= 0, got {[*series.x, *(x for x, _ in points)]}")
+        figures = [*series.y, *series.low, *series.high, *(y for _, y in points)]
+        if wrong := [y for y in figures if y is not None and not 0 <= y <= 100]:
+            raise LabError(f"{where}: expected percent, 0 to 100, or None, got {wrong}")
+        for x, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True):
+            known = [value for value in (low, y, high) if value is not None]
+            if known != sorted(known) or (y is None and known):
+                raise LabError(f"{where}: expected low <= y <= high, and no interval without y, got {low}, {y}, {high} at {x:g}")
+
+
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, Any, str]], log_x: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_yticks([0, 20, 40, 60, 80, 100])
+    axes.grid(color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    for depth, series in enumerate(reversed(panel.series)):  # the first lies on top
+        colour, dashes, marker = styles[series.label]
+        x, y, low, high = (_numbers(values) for values in (series.x, series.y, series.low, series.high))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+        alone = _alone(y)  # a band of one point has no width
+        axes.vlines(
+            [x[i] for i in alone], [low[i] for i in alone], [high[i] for i in alone], color=colour, alpha=0.3, linewidth=3, zorder=2
+        )
+        axes.plot(
+            x, y, color=colour, linestyle=dashes, linewidth=1.2, marker=marker, markersize=3.4, markeredgewidth=0, label=series.label,
+            markevery=_marked(y, list(styles).index(series.label)), clip_on=False, zorder=3 + 0.01 * depth,
+        )  # fmt: skip
+        if series.published:
+            points = zip(*series.published, strict=True)
+            axes.plot(
+                *points, color=colour, linestyle="none", marker=marker, markersize=6, markerfacecolor="none", markeredgewidth=0.9,
+                label=f"{series.label}, paper", clip_on=False, zorder=4,
+            )  # fmt: skip
+    axes.margins(x=0.02)
+    axes.set_ylim(0, 100)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """What is missing becomes a gap."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _alone(y: Sequence[float]) -> list[int]:
+    """Indices of the points whose neighbours are missing."""
+    there = [False, *(math.isfinite(value) for value in y), False]
+    return [i for i in range(len(y)) if there[i + 1] and not (there[i] or there[i + 2])]
+
+
+def _marked(y: Sequence[float], shift: int) -> list[int]:
+    """Indices that get a marker: evenly spread, not the same for every curve, and each point that stands alone."""
+    every = math.ceil(len(y) / MARKS)
+    return sorted({*(i for i in range(len(y)) if i % every == shift % every), *_alone(y)})
+
+
+def _legend(figure: Figure, styles: Mapping[str, tuple[str, Any, str] | None], across: int, top: float) -> None:
+    """`top`: inches from the figure's top. A label without a style stands for the paper's hollow markers."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for style in styles.values():
+        colour, dashes, marker = style or PAPER
+        size, edge, fill = (3.4, 0, colour) if style else (6, 0.9, "none")
+        handle = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.2, marker=marker, markersize=size, markeredgewidth=edge)
+        handle.set_markerfacecolor(fill)
+        handles.append(handle)
+    place = (0.5, 1 - top / figure.get_size_inches()[1])
+    legend = figure.legend(
+        handles, list(styles), loc="upper center", bbox_to_anchor=place, ncols=across, fontsize=TEXT, labelcolor=INK, frameon=False,
+        borderpad=0, borderaxespad=0, labelspacing=0.35, columnspacing=1.4, handlelength=3.0, handletextpad=0.5,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
