@@ -16,46 +16,46 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from robustbench_lab.claims import Claim, sides_of
 from robustbench_lab.config import CONF, merged_overrides, parsed
 from robustbench_lab.errors import LabError
 from robustbench_lab.profiles import PROFILES, Rules, inner_words
+from robustbench_lab.units import ACCURACIES, FORM, OTHERS, default_form, is_percent, unit_of, word_for
 
 TABLES = Path(os.environ.get("ROBUSTBENCH_LAB_TABLES") or CONF / "table").absolute()
-METRICS = ("robust_accuracy", "clean_accuracy")
 KINDS = ("exact", "claim", "none")
-COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
-SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<sign>[+-]) (?P<points>\d+(?:\.\d+)?))?")
+FIGURES = ("curves", "pictures", "planes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One row or column: its label and the words that it adds to `evaluate`; a column may show another metric than the table."""
+    """One row or column: its label and the words that it adds to `evaluate`."""
 
     label: str
     overrides: Sequence[str] = ()
-    metric: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What the paper says in words, and the comparisons of our figures that bear it out: all of them must hold.
+class Column(Axis):
+    """A column may show another metric than the table, and write its figures in a form of its own, such as `.3f`."""
 
-    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that and points, or a number in percent.
-    """
-
-    text: str
-    source: str
-    holds_if: Sequence[str]
+    metric: str | None = None
+    form: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table's grid, layout and published figures.
 
-    exceptions: cells that take further words. published: kind (exact, claim or none), source, and for exact figures `values`, in percent,
-    a row each, null where the paper has none, and `band`: the difference in points up to which ours counts as theirs. claims: orderings
-    that the paper states. deviations: where we knowingly differ. findings: what the measured figures say; figures in both are named, not
-    typed: {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table.
+    metric: what cells show unless their column says otherwise: an accuracy, in percent, or `metrics.<name>` of conf/metric/, as it is.
+    exceptions: cells that take further words. published: kind (exact, claim or none), source, and for exact figures `values`, in their
+    column's unit, a row each, null where the paper has none, and `band`: the difference, in points or in the metric's unit, up to which
+    ours counts as theirs, one for all columns or one for each, null where nothing is compared. claims: orderings that the paper states.
+    deviations: where we knowingly differ. findings: what the measured figures say; figures in both are named, not typed:
+    {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table. figure: what is drawn of it, `kind`:
+    `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of the first
+    test images), `planes` (models on points in the plane).
+    A file may say `like: <paper>/<table>`: whatever key it does not have, it has from that one.
     """
 
     name: str
@@ -66,12 +66,13 @@ class Table:
     metric: str
     overrides: Sequence[str]
     rows: Sequence[Axis]
-    columns: Sequence[Axis]
+    columns: Sequence[Column]
     exceptions: Sequence[Mapping[str, Any]] = ()
     published: Mapping[str, Any] = field(default_factory=lambda: {"kind": "none"})
     claims: Sequence[Claim] = ()
     deviations: Sequence[str] = ()
     findings: Sequence[str] = ()
+    figure: Mapping[str, str] = field(default_factory=dict)
     rules: Rules | None = None  # of the profile that reshapes it: its words are then not those of the file
 
     @property
@@ -82,7 +83,24 @@ class Table:
     def path(self) -> Path:
         return TABLES / f"{self.name}.yaml"
 
-    def words(self) -> Iterator[tuple[Axis, Axis, list[str]]]:
+    def metric_of(self, column: Column) -> str:
+        return column.metric or self.metric
+
+    def form_of(self, column: Column) -> str:
+        return column.form or default_form(self.metric_of(column))
+
+    @property
+    def in_percent(self) -> list[bool]:
+        """Of each column, whether its figures are."""
+        return [is_percent(self.metric_of(column)) for column in self.columns]
+
+    @property
+    def bands(self) -> list[float | None]:
+        """Of each column, how far ours may be from a published figure, in its unit; None: nothing is compared."""
+        band = self.published.get("band") if self.published.get("kind") == "exact" else None
+        return band if isinstance(band, list) else [band] * len(self.columns)
+
+    def words(self) -> Iterator[tuple[Axis, Column, list[str]]]:
         """Row, column and the words of `evaluate`, cell by cell."""
         for row in self.rows:
             for column in self.columns:
@@ -134,10 +152,16 @@ def table_names() -> list[str]:
 
 def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one, a wrong count, or a choice that does not exist."""
-    path = next((path for suffix in (".yaml", ".yml") if (path := TABLES / f"{name}{suffix}").exists()), TABLES / f"{name}.yaml")
+    path = _file(name)
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        axes = {axis: [_entry(Axis, entry, path, f"{axis}[{i}]") for i, entry in enumerate(content[axis])] for axis in ("rows", "columns")}
+        if "like" in content:
+            content = {**_likeness(content, path), **content}
+            del content["like"]
+        axes = {
+            axis: [_entry(kind, entry, path, f"{axis}[{i}]") for i, entry in enumerate(content[axis])]
+            for axis, kind in (("rows", Axis), ("columns", Column))
+        }
         claims = [_entry(Claim, entry, path, f"claims[{i}]") for i, entry in enumerate(content.get("claims", []))]
         table = Table(**{**content, **axes, "claims": claims, "name": name})
     except KeyError as error:
@@ -148,13 +172,27 @@ def read_table(name: str) -> Table:
     return table
 
 
+def _file(name: str) -> Path:
+    return next((path for suffix in (".yaml", ".yml") if (path := TABLES / f"{name}{suffix}").exists()), TABLES / f"{name}.yaml")
+
+
+def _likeness(content: Mapping[str, Any], path: Path) -> Any:
+    """The keys of the table that this one is like. Raises LabError where there is none, or where that is like another."""
+    name = content["like"]
+    _require(name in table_names(), path, "like", f"one of {', '.join(table_names())}", name)
+    _require("title" in content, path, "like", "a title beside it, because no two tables have the same", name)
+    other = OmegaConf.to_container(OmegaConf.load(_file(name)))
+    _require(isinstance(other, Mapping) and "like" not in other, path, "like", "a table that is not like another itself", name)
+    return other
+
+
 def _entry(kind: type[Any], content: Any, path: Path, key: str) -> Any:
     """One row, column or claim. Raises LabError, naming it, for an unknown key or a missing one."""
     _require(isinstance(content, Mapping), path, key, "a mapping", content)
     try:
         return kind(**content)
     except TypeError as error:
-        raise LabError(f"{path}:{_line(path, key)}: {key}: {str(error).partition('() ')[2]}") from error
+        raise LabError(f"{_place(path, key)}: {key}: {str(error).partition('() ')[2]}") from error
 
 
 def _check(table: Table, path: Path) -> None:
@@ -166,8 +204,12 @@ def _check(table: Table, path: Path) -> None:
     labels = {axis: [entry.label for entry in getattr(table, axis)] for axis in ("rows", "columns")}
     for axis, found in labels.items():
         _require(len(set(found)) == len(found), path, axis, "labels that differ", found)
-    for metric in (table.metric, *(column.metric for column in table.columns if column.metric)):
-        _require(metric in METRICS, path, "metric", f"one of {', '.join(METRICS)}", metric)
+    metrics = [*ACCURACIES, *(f"{OTHERS}{file.stem}" for file in sorted((CONF / "metric").glob("*.yaml")))]
+    _require(table.metric in metrics, path, "metric", f"one of {', '.join(metrics)}", table.metric)
+    for i, column in enumerate(table.columns):
+        _require(column.metric in (None, *metrics), path, f"columns[{i}].metric", f"one of {', '.join(metrics)}", column.metric)
+        valid = column.form is None or (isinstance(column.form, str) and FORM.fullmatch(column.form))
+        _require(bool(valid), path, f"columns[{i}].form", "a number format such as .3f, .4g or ,.0f", column.form)
     _require(table.profile in PROFILES, path, "profile", f"one of {', '.join(PROFILES)}", table.profile)
     for i, exception in enumerate(table.exceptions):
         _require(isinstance(exception, Mapping), path, f"exceptions[{i}]", "row, column, overrides", exception)
@@ -175,6 +217,8 @@ def _check(table: Table, path: Path) -> None:
         complete = known and set(exception) == {"row", "column", "overrides"}
         _require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
     _check_words(table, path)
+    _check_measured(table, path)
+    _check_figure(table, path)
     _require(isinstance(table.published, Mapping), path, "published", "kind, source and values", table.published)
     kind = table.published.get("kind")
     _require(kind in KINDS, path, "published.kind", f"one of {', '.join(KINDS)}", kind)
@@ -189,9 +233,13 @@ def _check(table: Table, path: Path) -> None:
         expected = [len(table.columns)] * len(table.rows)
         _require(shape == expected, path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", shape)
         for figure in (figure for row in values for figure in row):
-            _require(_is_number(figure) or figure is None, path, "published.values", "numbers in percent, or null", figure)
+            _require(_is_number(figure) or figure is None, path, "published.values", "numbers in the column's unit, or null", figure)
         band: Any = table.published.get("band")
-        _require(_is_number(band) and band >= 0, path, "published.band", "the points up to which ours counts as theirs", band)
+        each = isinstance(band, list)
+        counted = not each or len(band) == len(table.columns)
+        known = all((each and entry is None) or (_is_number(entry) and entry >= 0) for entry in (band if each else [band]))
+        meant = "the difference up to which ours counts as theirs: a number, or one for each column, null where none is compared"
+        _require(counted and known, path, "published.band", meant, band)
     _require(kind != "claim" or bool(table.claims), path, "claims", "what the paper claims, because published.kind is claim", [])
     for i, claim in enumerate(table.claims):
         _require(bool(claim.holds_if), path, f"claims[{i}].holds_if", "comparisons", claim.holds_if)
@@ -211,7 +259,7 @@ def _check_words(table: Table, path: Path) -> None:
             try:
                 found = [parsed(word), *(parsed(inner) for inner in inner_words(word))]
             except (HydraException, LabError, TypeError) as error:
-                raise LabError(f"{path}:{_line(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
+                raise LabError(f"{_place(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
             for override in found:
                 group = override.key_or_group
                 if (CONF / group).is_dir():
@@ -221,13 +269,60 @@ def _check_words(table: Table, path: Path) -> None:
                     _require(known, path, key, f"{group} to be one of {', '.join(choices)}", value)
 
 
+def _check_measured(table: Table, path: Path) -> None:
+    """Every cell's words must ask for what it shows."""
+    for row, column, words in table.words():
+        metric = table.metric_of(column)
+        said = {override.key_or_group: override.value() for override in map(parsed, words)}
+        asked = said.get("metric")
+        if metric == "attacked_accuracy":
+            measured = said.get("attack_misclassified") is True
+        else:
+            measured = is_percent(metric) or unit_of(metric) in (asked if isinstance(asked, list) else [asked])
+        key = f"columns[{table.columns.index(column)}].metric" if column.metric else "metric"
+        _require(measured, path, key, f"the words of {row.label} / {column.label} to have {word_for(metric)}, for {metric}", words)
+
+
+def _check_figure(table: Table, path: Path) -> None:
+    figure = table.figure
+    _require(isinstance(figure, Mapping), path, "figure", "kind, and for curves x", figure)
+    if not figure:
+        return
+    _require(figure.get("kind") in FIGURES, path, "figure.kind", f"one of {', '.join(FIGURES)}", figure.get("kind"))
+    curves = figure["kind"] == "curves"
+    _require(set(figure) == ({"kind", "x"} if curves else {"kind"}), path, "figure", "kind, and for curves x", sorted(figure))
+    if curves:
+        _require(isinstance(figure["x"], str), path, "figure.x", "the axis's name and unit", figure["x"])
+        places = [_place_on_axis(column.label) for column in table.columns]
+        rising = None not in places and places == sorted(set(places))  # type: ignore[type-var]
+        _require(
+            rising, path, "columns", "labels that are numbers, rising, for a figure of curves", [column.label for column in table.columns]
+        )
+        _require(all(table.in_percent), path, "columns", "accuracies, for a figure of curves", [table.metric_of(c) for c in table.columns])
+
+
+def _place_on_axis(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(condition: bool, path: Path, key: str, expected: str, got: object) -> None:
     if not condition:
-        raise LabError(f"{path}:{_line(path, key)}: {key}: expected {expected}, got {got!r}")
+        raise LabError(f"{_place(path, key)}: {key}: expected {expected}, got {got!r}")
+
+
+def _place(path: Path, key: str) -> str:
+    """File and line of a key; the file is that of the table that this one is like, if only that one has the key."""
+    content = yaml.safe_load(path.read_text())
+    if key.partition(".")[0].partition("[")[0] not in content and content.get("like") in table_names():
+        path = _file(content["like"])
+    return f"{path}:{_line(path, key)}"
 
 
 def _line(path: Path, key: str) -> int:
@@ -245,24 +340,17 @@ def _line(path: Path, key: str) -> int:
     return line
 
 
-def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | tuple[str, float]] | None:
-    """The two sides of a comparison and its sign; a side is a number, or a cell's name and the points to add to it."""
-    if not (match := COMPARISON.fullmatch(comparison)):
-        return None
-
-    def side(text: str) -> float | tuple[str, float] | None:
-        try:
-            return float(text)
-        except ValueError:
-            found = SIDE.fullmatch(text)
-        return (found["cell"], float(f"{found['sign'] or '+'}{found['points'] or 0}")) if found else None
-
-    left, right = side(match["left"]), side(match["right"])
-    return None if left is None or right is None else (left, match["sign"], right)
-
-
 def reshaped(table: Table, profile: str) -> Table:
     """The table as the profile has it: itself, if it is of that size already or smaller."""
     if PROFILES.index(table.profile) >= PROFILES.index(profile):
         return table
-    return replace(table, profile=profile, rules=Rules.read(profile))
+    rules, columns = Rules.read(profile), list(table.columns)
+    if table.figure.get("kind") == "curves" and rules.curve_points is not None:
+        last = len(columns) - 1
+        columns = [columns[i] for i in sorted({round(i * last / (rules.curve_points - 1)) for i in range(rules.curve_points)})]
+    kept = {column.label for column in columns}
+    exceptions = [exception for exception in table.exceptions if exception["column"] in kept]
+    published = table.published
+    if len(columns) < len(table.columns) and published["kind"] == "exact":
+        published = {"kind": "none"}
+    return replace(table, profile=profile, rules=rules, columns=columns, exceptions=exceptions, published=published)

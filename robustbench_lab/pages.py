@@ -13,10 +13,12 @@ import pandas as pd
 from robustbench_lab.config import merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
 from robustbench_lab.records import RUN_FILE, read_json
+from robustbench_lab.units import title_of
 
 if TYPE_CHECKING:
+    from robustbench_lab.claims import CheckedClaim
     from robustbench_lab.grid import Table
-    from robustbench_lab.jobs.tables import Cell, CheckedClaim
+    from robustbench_lab.jobs.tables import Cell
 
 PROFILES = {
     "paper": "full size, the paper's settings where it states them",
@@ -52,12 +54,37 @@ def footnotes(cells: Sequence[Cell]) -> list[str]:
             for message in {flag["message"] for flag in cell.flags if flag["code"] == code}:
                 told[message].append(cell.name)
         lines += [f"- [{letter}] {code}: {message or 'no message'} ({', '.join(names)})" for message, names in told.items()]
+    lines += [f"- no figure for {cell.name}: {cell.verdict}" for cell in cells if cell.record and cell.value is None]
     return lines + [f"- skipped for {cell.name}: {cell.problem}" for cell in cells if cell.problem]
 
 
 def _short(cell: Cell) -> str:
-    ours = "-" if cell.value is None else f"{cell.value:.2f}"
-    return ours if cell.published is None else f"{ours} (paper {cell.published:.2f})"
+    ours = _number(cell.value, cell.form)
+    return ours if cell.published is None else f"{ours} (paper {cell.published:{cell.form}})"
+
+
+def bands(table: Table) -> str:
+    """How near ours must come to a published figure, with the columns' labels where that is not the same for all that have one."""
+    told: dict[str, list[str]] = {}
+    published = zip(*table.published["values"], strict=True)
+    for column, band, in_percent, figures in zip(table.columns, table.bands, table.in_percent, published, strict=True):
+        if any(figure is not None for figure in figures):
+            text = "not compared" if band is None else f"at most {band:g}{' points' if in_percent else ''} apart"
+            told.setdefault(text, []).append(column.label)
+    return ", ".join(told) if len(told) < 2 else "; ".join(f"{text} ({', '.join(labels)})" for text, labels in told.items())
+
+
+def _about_figures(table: Table) -> str:
+    """What n counts and which intervals these are, for the kinds of metrics that the table shows."""
+    of_accuracies, of_others = "Wilson", "normal approximation to the mean"
+    if all(table.in_percent):
+        return f"n: test images; interval: {of_accuracies}, over the images, for this one trained model"
+    if not any(table.in_percent):
+        return f"n: test images that count; interval: {of_others}, over these images, for this one trained model"
+    return (
+        f"n: test images, and for what is not in percent those that count; interval: over these images, for this one trained model, "
+        f"{of_accuracies} for percentages, {of_others} for the others"
+    )
 
 
 def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim], output_root: Path) -> str:
@@ -65,7 +92,10 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
     lines = [f"# {table.title}", ""]
     if table.profile != "paper":
         lines += [f"## PROFILE {table.profile.upper()}: NOT A REPRODUCTION", ""]
-    lines += [f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", "", grid(table, cells), ""]
+    lines += [f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", ""]
+    if table.figure and any(cell.record for cell in cells):
+        lines += [f"![{table.title}]({table.name.rpartition('/')[2]}.png)", ""]
+    lines += [grid(table, cells), ""]
     if notes := footnotes(cells):
         lines += [*notes, ""]
     rows = []
@@ -73,19 +103,17 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         entry = cell.fields()
         rows.append(
             [
-                cell.row, cell.column, cell.metric.replace("_", " "), _number(entry["ours"]),
-                "-" if cell.interval is None else "{:.2f} to {:.2f}".format(*cell.interval),
-                "-" if entry["n"] is None else str(entry["n"]), _number(entry["published"]), _number(entry["difference"], "+.2f"),
-                cell.verdict if entry["published"] is not None else "-", entry["warnings"] or "-",
+                cell.row, cell.column, title_of(cell.metric), _number(cell.value, cell.form),
+                " to ".join(_number(end, cell.form) for end in cell.interval or ()) or "-", _number(cell.n, "d"),
+                _number(cell.published, cell.form), _number(cell.difference, f"+{cell.form}"),
+                cell.verdict if cell.published is not None else "-", entry["warnings"] or "-",
             ]
         )  # fmt: skip
-    head = ["row", "column", "metric", "ours, %", "95 % interval", "n", "published, %", "difference", "verdict", "warnings"]
-    about = "Every figure (n: test images; interval: Wilson, over the images, for this one trained model):"
-    lines += [about, "", _markdown_table(head, rows), ""]
+    head = ["row", "column", "metric", "ours", "95 % interval", "n", "published", "difference", "verdict", "warnings"]
+    lines += [f"Every figure ({_about_figures(table)}):", "", _markdown_table(head, rows), ""]
     kind = table.published["kind"] if table.profile != "smoke" else "none"
     if kind == "exact":
-        band = f"within the band: at most {table.published['band']:g} points apart"
-        lines += [f"Published figures: exact, {table.published['source']}; {band}.", ""]
+        lines += [f"Published figures: exact, {table.published['source']}; within the band: {bands(table)}.", ""]
     elif kind == "claim":
         lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
     if claims:
@@ -117,8 +145,8 @@ def with_figures(text: str, cells: Sequence[Cell]) -> str:
     """Prose with its figures put in: {ours: row / column} and {paper: row / column}, so that none is typed by hand."""
     figures = {}
     for cell in cells:
-        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value)
-        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published)
+        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value, cell.form)
+        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published, cell.form)
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in figures:
@@ -181,8 +209,10 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
         for row in table.rows
     ]
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
-    about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images."
+    some = "" if all(table.in_percent) else ", of which those that count where figures are not in percent"
+    about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images{some}."
     notes = [rf"\textsuperscript{{{letter}}} {_tex(code)}" for code, letter in letters.items()]
+    notes += [f"{_tex(cell.name)}: {cell.verdict}" for cell in cells if cell.record and cell.value is None]
     notes += [
         rf"{_tex(cell.name)}: not measured{_tex(f' ({cell.problem})' if cell.problem else '')}" for cell in cells if cell.record is None
     ]
@@ -203,9 +233,9 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
 def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:
     text = _tex(_short(cell))
     if cell.difference is not None:
-        text = text.removesuffix(")") + f", ${cell.difference:+.2f}$" + ("" if cell.band is None else f", {cell.verdict}") + ")"
+        text = text.removesuffix(")") + f", ${cell.difference:+{cell.form}}$" + ("" if cell.band is None else f", {cell.verdict}") + ")"
     if cell.interval is not None:
-        text += " {{\\scriptsize[{:.1f}, {:.1f}]}}".format(*cell.interval)
+        text += rf" {{\scriptsize[{', '.join(_number(end, cell.form) for end in cell.interval)}]}}"
     marks = ",".join(sorted({letters[flag["code"]] for flag in cell.flags}))
     return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
@@ -219,7 +249,7 @@ def _tex(text: str) -> str:
     return text.translate(TEX)
 
 
-def _number(value: float | None, form: str = ".2f") -> str:
+def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 

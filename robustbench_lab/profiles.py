@@ -22,12 +22,14 @@ class Rules:
     """How a profile changes a table's words, as conf/grid/<profile>.yaml says; of several patterns, the first that fits counts.
 
     choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
-    `group=choice`, words that are added. everywhere: words that every cell gets.
+    `group=choice`, words that are added. everywhere: words that every cell gets. curve_points: how many columns are left of a table that is
+    drawn as curves, 2 or more, the first and the last among them; null: all.
     """
 
     choices: Mapping[str, Mapping[str, str]]
     words: Mapping[str, Sequence[str]]
     everywhere: Sequence[str]
+    curve_points: int | None = None
 
     @classmethod
     def read(cls, profile: str) -> Rules:

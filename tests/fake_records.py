@@ -41,7 +41,7 @@ def evaluate(evaluation: Evaluation, outputs: Path, clean: int, robust: int, n: 
         "source": about(evaluation.source) if evaluation.source else None,
         "choices": evaluation.choices, "config": evaluation.config, "n": n, "attacked": clean,
         **accuracies(clean, robust, n), "forward_per_attacked_image": 21.0, "backward_per_attacked_image": 20.0, "seconds": 2.0,
-        "stages": [], "warnings": [], **WHERE,
+        "stages": [], "warnings": [], **asked_for(evaluation, robust, n), **WHERE,
     }  # fmt: skip
     write(folder / "record.json", record | more)
     return folder
@@ -51,6 +51,16 @@ def accuracies(clean: int, robust: int, n: int) -> dict[str, Any]:
     return {
         "clean_correct": clean, "clean_accuracy": clean / n, "clean_interval": wilson_interval(clean, n),
         "robust_correct": robust, "robust_accuracy": robust / n, "robust_interval": wilson_interval(robust, n),
+    }  # fmt: skip
+
+
+def asked_for(evaluation: Evaluation, robust: int, n: int) -> dict[str, Any]:
+    """What only some words measure: every metric is 0.25 +- 0.05 over the broken images."""
+    metric = {"mean": 0.25, "interval": [0.2, 0.3], "n": n - robust}
+    attacked = {"attacked_accuracy": (robust + 0.5) / n, "attacked_interval": wilson_interval(robust + 0.5, n)}
+    return {
+        "draws": None, "metrics": dict.fromkeys(evaluation.config.get("metric", {}), metric),
+        **(attacked if evaluation.config.get("attack_misclassified") else {}),
     }  # fmt: skip
 
 
@@ -98,7 +108,7 @@ def fill_plausibly(cells: Sequence[Cell], outputs: Path) -> None:
                     for i in range(of_run.integers(8, 25))
                 ]  # fmt: skip
                 train(run, outputs, rows)
-        published = cell.published if cell.published is not None else chance.uniform(20, 90)
+        published = cell.published if cell.published is not None and cell.in_percent else chance.uniform(20, 90)
         robust = int(np.clip(published + chance.normal(0, 3), 0, 98) * n / 100)
         clean = max(robust, int(n * chance.uniform(0.9, 0.995)))
         warnings = []

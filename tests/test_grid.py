@@ -1,5 +1,6 @@
 """Grids: what a profile makes of a table, claims, and evaluations put together from pieces exactly as Hydra composes them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,41 @@ def test_a_profile_changes_whole_cells(written, monkeypatch):
 
 @pytest.mark.parametrize("name", grid.table_names())
 def test_smoke_needs_embedded_data_only(name):
-    for _, _, words in reshaped(read_table(name), "smoke").words():
-        evaluation = Expansion([words]).evaluation(words)
+    cells = [words for _, _, words in reshaped(read_table(name), "smoke").words()]
+    expansion = Expansion(cells)
+    for evaluation in map(expansion.evaluation, cells):
         for run in (evaluation.run, evaluation.source):
             assert run is None or run.choices["dataset"] in ("digits", "circles", "moons")
+
+
+def curves(written, *labels, **more):
+    columns = [{"label": label, "overrides": [f"budget.eps={label}"]} for label in labels]
+    given = {"figure": {"kind": "curves", "x": "eps"}, "columns": columns, "published": {"kind": "none"}, "claims": [], "exceptions": []}
+    return written(**(given | more))
+
+
+def test_smoke_leaves_the_ends_of_a_curve(written):
+    table = read_table(curves(written, "0.1", "0.2", "0.3", "0.4"))
+    assert [column.label for column in reshaped(table, "smoke").columns] == ["0.1", "0.4"]
+    assert reshaped(table, "quick").columns == table.columns
+
+
+@pytest.mark.parametrize(
+    ("figure", "labels", "message"),
+    [
+        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, got 'pie'"),
+        ({"kind": "curves"}, ["1"], "figure: expected kind, and for curves x, got ['kind']"),
+        ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected kind, and for curves x, got ['kind', 'x']"),
+        ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
+        ({"kind": "curves", "x": "eps"}, ["0.2", "0.1"], "columns: expected labels that are numbers, rising, for a figure of curves"),
+        ({"kind": "curves", "x": "eps"}, ["0.1", "0.1x"], "columns: expected labels that are numbers, rising, for a figure of curves"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(written, figure, labels, message):
+    columns = [{"label": label} for label in labels]
+    name = written(figure=figure, columns=columns, published={"kind": "none"}, claims=[], exceptions=[])
+    with pytest.raises(LabError, match=re.escape(message)):
+        read_table(name)
 
 
 def test_every_rule_names_what_exists():
@@ -159,7 +191,22 @@ CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain 
         ({"columns": [{"label": "a", "overrides": "attack=pgd"}]}, r"columns\[0\].overrides: expected a list of words, got 'attack=pgd'"),
         ({"overrides": ["threat_model.overrides=[backbone=resnet19]"]}, r"overrides: expected backbone to be one of .*, got 'resnet19'"),
         ({"overrides": ["attack=[pgd"]}, r"overrides: 'attack=\[pgd' is no word of the command line"),
-        ({"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3, 4]]}}, "published.band: expected the points"),
+        (
+            {"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3, 4]]}},
+            r"published.band: expected the difference .*, got None",
+        ),
+        ({"published": {"kind": "exact", "source": "x", "band": [1], "values": [[1, 2], [3, 4]]}}, r"published.band: expected .*got \[1\]"),
+        ({"published": {"kind": "exact", "source": "x", "band": [1, -1], "values": [[1, 2], [3, 4]]}}, r"published.band: .*got \[1, -1\]"),
+        ({"columns": [{"label": "a", "form": ".3d"}]}, r"grid.yaml:\d+: columns\[0\].form: expected a number format .*, got '.3d'"),
+        ({"columns": [{"label": "a", "form": 0.3}]}, r"columns\[0\].form: expected a number format such as .3f.*, got 0.3"),
+        (
+            {"columns": [{"label": "a"}, {"label": "b", "metric": "attacked_accuracy"}]},
+            r"grid.yaml:\d+: columns\[1\].metric: expected the words of plain / b to have attack_misclassified=true, .*got \['backbone",
+        ),
+        (
+            {"metric": "metrics.loss_sensitivity", "rows": [{"label": "r", "overrides": ["metric=[training_set_distance]"]}]},
+            r"grid.yaml:\d+: metric: expected the words of r / FGSM to have metric=\[loss_sensitivity\], for metrics.loss_sensitivity, got",
+        ),
         ({"published": {"kind": "none", "figures": 3}}, r"published: expected kind, source, values, band, got \['figures'\]"),
         ({"published": {"kind": "claim", "source": "section 4"}}, "claims: expected what the paper claims"),
         ({"claims": [{**CLAIM, "holds_if": ["plain / clean > plain / PGD"]}]}, r"claims\[0\].holds_if: expected .* of this table, got"),
@@ -196,6 +243,67 @@ def test_a_table_may_ask_for_metrics(written):
 
     cells = cells_of(read_table(written(overrides=["backbone=small_cnn", "attack=fgsm", "metric=[loss_sensitivity]"])), Path("/nowhere"))
     assert list(cells[0].evaluation.config["metric"]) == ["loss_sensitivity"]
+
+
+def test_the_words_of_every_cell_ask_for_what_it_shows(written):
+    """By the table, the row, the column or an exception, alone or in a list."""
+    rows = [{"label": "a", "overrides": ["metric=[training_set_distance,loss_sensitivity]"]}, {"label": "b"}]
+    exceptions = [{"row": "b", "column": "FGSM", "overrides": ["metric=loss_sensitivity"]}]
+    columns = [{"label": "FGSM", "metric": "metrics.loss_sensitivity"}, {"label": "mean", "metric": "robust_accuracy_mean"}]
+    plain = {"rows": rows, "columns": columns, "published": {"kind": "none"}}
+    table = read_table(written(**plain, exceptions=exceptions))
+    assert [table.metric_of(column) for column in table.columns] == ["metrics.loss_sensitivity", "robust_accuracy_mean"]
+    assert [table.form_of(column) for column in table.columns] == [".4g", ".2f"]
+    with pytest.raises(LabError, match="expected the words of b / FGSM to have"):
+        read_table(written(**plain))
+
+
+# Tables that are like others
+
+
+def like(**content) -> str:
+    (grid.TABLES / "paper" / "other.yaml").write_text(yaml.safe_dump({"like": "paper/grid", **content}))
+    return "paper/other"
+
+
+def test_a_table_like_another_has_its_keys_but_for_those_that_it_says_itself(written):
+    first = read_table(written(claims=[CLAIM], findings=["All is well."]))
+    other = read_table(like(title="Another", rows=[{"label": "plain"}], published={"kind": "none"}, claims=[]))
+    assert (other.name, other.title, other.source, other.columns) == ("paper/other", "Another", first.source, first.columns)
+    assert [row.label for row in other.rows] == ["plain"]
+    assert other.published == {"kind": "none"}, "whole, not key by key"
+    assert (other.claims, other.findings) == ([], ["All is well."])
+    assert len(chosen_tables([])) == 2
+
+
+def test_errors_name_the_file_and_the_line_where_a_key_stands(written):
+    written(metric="nonsense", columns=[{"label": "a"}, {"label": 5}], published={"kind": "none"})
+    lines = (grid.TABLES / "paper" / "grid.yaml").read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if "label: 5" in line)
+    with pytest.raises(LabError, match=rf"grid.yaml:{number}: columns\[1\].label: expected a text"):
+        read_table(like(title="Another", metric="clean_accuracy"))
+    with pytest.raises(LabError, match=r"other.yaml:\d+: columns\[0\].label: expected a text"):
+        read_table(like(title="Another", columns=[{"label": 7}]))
+    with pytest.raises(LabError, match=r"other.yaml:\d+: colums: expected|unexpected keyword argument 'colums'"):
+        read_table(like(title="Another", colums=[]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"like": "paper/nothing"}, r"other.yaml:1: like: expected one of paper/grid, paper/other, got 'paper/nothing'"),
+        ({"like": ["paper/grid"]}, r"other.yaml:1: like: expected one of paper/grid, paper/other, got \['paper/grid'\]"),
+        ({"like": "paper/other"}, "like: expected a table that is not like another itself, got 'paper/other'"),
+        ({"title": None}, "like: expected a title beside it, because no two tables have the same, got 'paper/grid'"),
+        ({"title": "A table of 2 x 2 & more"}, r"title: expected a title of its own"),
+    ],
+)
+def test_what_a_table_cannot_be_like(written, content, message):
+    written()
+    content = {"title": "Another"} | content
+    like(**{key: value for key, value in content.items() if value is not None})
+    with pytest.raises(LabError, match=message):
+        chosen_tables([])
 
 
 def test_two_tables_with_one_name_or_title(written):

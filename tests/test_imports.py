@@ -29,6 +29,9 @@ def inside(name: str, parents: tuple[str, ...]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
+WITHOUT_TORCH = ("jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "records", "units", "claims")
+
+
 def forbidden(module: str, names: set[str]) -> set[str]:
     """Those of the names that `module`, such as attacks.pgd, must not import."""
     package, _, file = module.partition(".")
@@ -53,7 +56,7 @@ def forbidden(module: str, names: set[str]) -> set[str]:
         }
     if package not in ("__main__", "config", "expansion", "grid", "jobs", "multirun", "profiles"):  # multirun holds Hydra's own callback
         bad |= {name for name in names if inside(name, ("hydra", "omegaconf"))}
-    if module in ("jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "records") or package == "figures":
+    if module in WITHOUT_TORCH or package == "figures":
         bad |= {name for name in names if inside(name, ("torch", "torchvision"))}
     return bad
 

@@ -271,6 +271,57 @@ def test_a_record_of_other_weights_is_not_shown(cells, outputs):
     assert len(page.table("Every record")) == 2, "the record itself is still listed"
 
 
+METRICS: dict[str, Any] = {
+    "overrides": [*TABLE["overrides"], "metric=[loss_sensitivity]", "attack_misclassified=true"],
+    "columns": [
+        {"label": "sensitivity", "metric": "metrics.loss_sensitivity", "form": ".3f"},
+        {"label": "attacked", "metric": "attacked_accuracy"},
+        {"label": "FGSM"},
+    ],
+    "published": {"kind": "exact", "source": "Table 9", "band": [0.1, 3, None], "values": [[0.203, 83, 30], [0.2, None, None]]},
+    "claims": [], "findings": ["Theirs is {paper: plain / sensitivity}."],
+}  # fmt: skip
+
+
+def test_metrics_are_shown_as_they_are_and_kept_out_of_the_chart_of_percentages(cells, outputs):
+    """8 of 10 robust: the metric is 0.25 over the 2 broken images; attacked 8.5 of 10, 54.12 to 96.46 by Wilson."""
+    found = cells(**METRICS)
+    fill(found[0], outputs, 9, 8)
+    nothing = {"metrics": {"loss_sensitivity": {"mean": None, "interval": None, "n": 0}}}
+    fill(found[3], outputs, 9, 8, **nothing)
+    page = page_of(outputs)
+    (caption,) = [caption for caption in page.tables if caption.startswith("Ours")]
+    assert caption == (
+        "Ours with its 95 % interval, n = 10 test images; where the figure is no percentage, n is of those that count; the published "
+        "figure (Table 9), the difference, and whether it is within the band, at most 0.1 apart (sensitivity); at most 3 points apart "
+        "(attacked); not compared (FGSM)."
+    )
+    assert page.table("Ours")[1:] == [
+        [
+            "plain",
+            "0.250 0.200 to 0.300 n = 2 paper 0.203 +0.047 within the band",
+            "85.00 54.12 to 96.46 paper 83.00 +2.00 within the band",
+            "80.00 49.02 to 94.33 paper 30.00 +50.00 not compared",
+        ],
+        ["LS_0.9", "- no image counts n = 0 paper 0.200", "85.00 54.12 to 96.46 no published figure",
+         "80.00 49.02 to 94.33 no published figure"],
+    ]  # fmt: skip
+    assert "Theirs is 0.203." in page.words
+    assert "1 of 1 cells lie within 3 points of the published figure. The largest difference is +2.00" in page.text
+    assert page.table("Every table")[2][:5] == ["fm/grid", "paper", "6 of 6", "2", "0"]
+
+
+def test_a_table_of_metrics_alone_has_no_chart_of_pairs(cells, outputs):
+    published = {"kind": "exact", "source": "Table 9", "band": 0.1, "values": [[0.203], [0.4]]}
+    for cell in cells(**METRICS | {"columns": METRICS["columns"][:1], "published": published}):
+        fill(cell, outputs, 9, 8)
+    page = page_of(outputs)
+    assert "-pairs" not in page.text
+    (caption,) = [caption for caption in page.tables if caption.startswith("Ours")]
+    assert caption.endswith("the difference, and whether it is within the band, at most 0.1 apart.")
+    assert page.table("Every table")[2][3:5] == ["1", "1"]
+
+
 # Claimed and strongest
 
 
@@ -616,6 +667,14 @@ def test_a_point_on_the_diagonal_is_one_that_agrees():
     (agreeing,) = re.findall(r'<use href="#k-\w+" x="([\d.]+)" y="([\d.]+)" style="[^"]*fill: var\(--ours\)', svg)
     assert agreeing == ("182", "172")
     assert "1 of 2 cells lie within 2 points of the published figure. The largest difference is -20.00" in svg
+
+
+def test_cells_with_bands_of_their_own_have_no_common_band_to_draw():
+    pairs = [Pair(50, Point(50, 45, 55), True), Pair(60, Point(40, 40, 41), False)]
+    svg = pairs_chart("k", "", pairs, None)
+    assert "1 of 2 cells lie within their band of the published figure." in svg
+    assert "var(--band)" not in svg
+    assert "var(--band)" in pairs_chart("k", "", pairs, 2)
 
 
 def test_only_so_many_curves_are_drawn():

@@ -80,10 +80,10 @@ def test_a_full_table(written, outputs, capsys):
     assert row_of(page, "LS_0.9", "50.00") == ["LS_0.9", "50.00", "50.00 (paper 41.25)"]
     # Wilson by hand, z = 1.96: 8/10 -> 49.02 to 94.33; 9/10 -> 59.58 to 98.21; 5/10 -> 23.66 to 76.34.
     assert row_of(page, "plain", "FGSM") == [
-        "plain", "FGSM", "robust accuracy", "80.00", "49.02 to 94.33", "10", "30.00", "+50.00", "differs", "transfer_only",
+        "plain", "FGSM", "robust accuracy, %", "80.00", "49.02 to 94.33", "10", "30.00", "+50.00", "differs", "transfer_only",
     ]  # fmt: skip
     assert row_of(page, "plain", "clean")[2:] == [
-        "clean accuracy",
+        "clean accuracy, %",
         "90.00",
         "59.58 to 98.21",
         "10",
@@ -92,7 +92,7 @@ def test_a_full_table(written, outputs, capsys):
         "within the band",
         "transfer_only",
     ]
-    assert row_of(page, "LS_0.9", "clean")[2:] == ["clean accuracy", "50.00", "23.66 to 76.34", "10", "-", "-", "-", "-"]
+    assert row_of(page, "LS_0.9", "clean")[2:] == ["clean accuracy, %", "50.00", "23.66 to 76.34", "10", "-", "-", "-", "-"]
     assert row_of(page, "LS_0.9", "FGSM")[3:] == ["50.00", "23.66 to 76.34", "10", "41.25", "+8.75", "within the band", "-"]
     assert "# A table of 2 x 2 & more" in page
     assert "Published figures: exact, Table 9; within the band: at most 10 points apart." in page
@@ -103,20 +103,20 @@ def test_a_full_table(written, outputs, capsys):
     assert row_of(page, second)[1:] == ["4", "2.5", "450", "a GPU", "0123456789ab"]
     assert "- device: a device\n- commit: abc\n- platform: a platform\n- versions: torch 2.9" in page
 
-    assert [row["ours"] for row in rows] == ["90.0000", "80.0000", "50.0000", "50.0000"]
+    assert [row["ours"] for row in rows] == ["90", "80", "50", "50"]
     first = {**rows[1], "record": ""}
     assert first == {
-        "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "ours": "80.0000", "interval_low": "49.0162",
-        "interval_high": "94.3318", "n": "10", "published": "30.0000", "difference": "50.0000", "verdict": "differs",
+        "row": "plain", "column": "FGSM", "metric": "robust_accuracy", "unit": "%", "ours": "80", "interval_low": "49.016247",
+        "interval_high": "94.331785", "n": "10", "published": "30", "difference": "50", "verdict": "differs",
         "warnings": "transfer_only", "problem": "", "record": "",
     }  # fmt: skip
     assert rows[2]["published"] == rows[2]["difference"] == ""
     assert rows[1]["record"] == f"{cells[1].evaluation.run.name}/evaluate/{cells[1].evaluation.name}"
 
     assert r"\begin{tabular}{lrr}" in tex
-    small, mark = r"{\scriptsize[23.7, 76.3]}", r"\textsuperscript{a}"
-    clean = rf"90.00 (paper 95.50, $-5.50$, within the band) {{\scriptsize[59.6, 98.2]}}{mark}"
-    assert rf"plain & {clean} & 80.00 (paper 30.00, $+50.00$, differs) {{\scriptsize[49.0, 94.3]}}{mark} \\" in tex
+    small, mark = r"{\scriptsize[23.66, 76.34]}", r"\textsuperscript{a}"
+    clean = rf"90.00 (paper 95.50, $-5.50$, within the band) {{\scriptsize[59.58, 98.21]}}{mark}"
+    assert rf"plain & {clean} & 80.00 (paper 30.00, $+50.00$, differs) {{\scriptsize[49.02, 94.33]}}{mark} \\" in tex
     assert rf"LS\_0.9 & 50.00 {small} & 50.00 (paper 41.25, $+8.75$, within the band) {small} \\" in tex
     assert r"n = 10 test images." in tex
     assert r"\textsuperscript{a} transfer\_only" in tex
@@ -220,7 +220,7 @@ def test_a_transfer_record_needs_the_source_it_was_made_with(written, outputs):
     assert source.config["seed"] == 1
     fill(cell, outputs, 9, 8, source={"model_digest": "theirs"})
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "theirs"})
-    assert pages(name, outputs)[1][0]["ours"] == "80.0000"
+    assert pages(name, outputs)[1][0]["ours"] == "80"
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "retrained"})
     page, rows, _ = pages(name, outputs)
     assert rows[0]["ours"] == ""
@@ -268,8 +268,13 @@ LABELS = [{"label": "a"}, {"label": "a"}]
         ({"rows": ["plain"]}, "rows\\[0\\]: expected a mapping"),
         ({"rows": LABELS}, "rows: expected labels that differ"),
         ({"columns": LABELS}, "columns: expected labels that differ"),
-        ({"metric": "accuracy"}, "metric: expected one of robust_accuracy, clean_accuracy, got 'accuracy'"),
-        ({"columns": [{"label": "c", "metric": "mean"}, {"label": "d"}]}, "metric: expected one of .*, got 'mean'"),
+        (
+            {"metric": "accuracy"},
+            r"metric: expected one of robust_accuracy, .*clean_accuracy, .*metrics\.loss_sensitivity, .*got 'accuracy'",
+        ),
+        ({"columns": [{"label": "c", "metric": "mean"}, {"label": "d"}]}, r"columns\[0\].metric: expected one of .*, got 'mean'"),
+        ({"columns": [{"label": "c", "metric": "metrics.x"}]}, r"columns\[0\].metric: expected one of .*, got 'metrics.x'"),
+        ({"rows": [{"label": "r", "metric": "clean_accuracy"}]}, r"rows\[0\]: got an unexpected keyword argument 'metric'"),
         ({"profile": "fast"}, "profile: expected one of paper, quick, smoke, got 'fast'"),
         ({"exceptions": [{"row": "plain", "column": "PGD", "overrides": []}]}, r"exceptions\[0\]: expected .*'PGD'"),
         ({"exceptions": [{"row": "plain", "column": "FGSM"}]}, r"exceptions\[0\]: expected row, column, overrides"),
@@ -367,6 +372,124 @@ def test_table_1_of_efficient_defenses_is_white_box_on_its_diagonal_alone():
         assert (source is None) == (cell.row == cell.column)
 
 
+# Metrics that are no robust accuracy
+
+METRICS: dict[str, Any] = {
+    "overrides": ["backbone=small_cnn", "attack=fgsm", "metric=[loss_sensitivity]", "attack_misclassified=true"],
+    "columns": [
+        {"label": "sensitivity", "metric": "metrics.loss_sensitivity"},
+        {"label": "short", "metric": "metrics.loss_sensitivity", "form": ".2f"},
+        {"label": "attacked", "metric": "attacked_accuracy", "form": ".1f"},
+        {"label": "mean", "metric": "robust_accuracy_mean"},
+    ],
+    "published": {
+        "kind": "exact", "source": "Table 9", "band": [0.02, None, 2, 2], "values": [[0.203, 0.3, 85, None], [0.25, 1, 60, 50]],
+    },
+}  # fmt: skip
+SENSITIVITY = {"metrics": {"loss_sensitivity": {"mean": 0.2217834, "interval": [0.21, 0.2335668], "n": 7}}}
+ATTACKED = {"attacked_accuracy": 0.84, "attacked_interval": [0.5, 0.95]}
+
+
+def test_figures_are_told_in_their_columns_unit_and_form(written, outputs):
+    """0.2217834 - 0.203 = 0.0187834, within 0.02; 84.0 - 85 = -1.0, within 2 points."""
+    claims = [claim("plain / sensitivity < plain / short + 0.5", "plain / sensitivity > 0.25")]
+    findings = ["Ours is {ours: plain / sensitivity}, theirs {paper: plain / sensitivity}; attacked {ours: plain / attacked}."]
+    name = written(**METRICS, claims=claims, findings=findings)
+    fill(cells_of(read_table(name), outputs)[0], outputs, 9, 8, draws={"robust_accuracy_mean": 0.865}, **SENSITIVITY, **ATTACKED)
+    page, rows, tex = pages(name, outputs)
+
+    first = ["0.2218 (paper 0.203)", "0.22 (paper 0.30)", "84.0 (paper 85.0)", "86.50"]
+    assert row_of(page, "plain", first[0]) == ["plain", *first]
+    assert row_of(page, "plain", "sensitivity")[2:] == [
+        "loss sensitivity", "0.2218", "0.21 to 0.2336", "7", "0.203", "+0.01878", "within the band", "-",
+    ]  # fmt: skip
+    assert row_of(page, "plain", "short")[2:9] == ["loss sensitivity", "0.22", "0.21 to 0.23", "7", "0.30", "-0.08", "not compared"]
+    assert row_of(page, "plain", "attacked")[2:9] == [
+        "attacked accuracy, %", "84.0", "50.0 to 95.0", "10", "85.0", "-1.0", "within the band",
+    ]  # fmt: skip
+    assert row_of(page, "plain", "mean")[2:9] == ["robust accuracy mean, %", "86.50", "-", "10", "-", "-", "-"]
+    assert (
+        "Every figure (n: test images, and for what is not in percent those that count; interval: over these images, for this one trained "
+        "model, Wilson for percentages, normal approximation to the mean for the others):"
+    ) in page
+    band = "at most 0.02 apart (sensitivity); not compared (short); at most 2 points apart (attacked, mean)"
+    assert f"Published figures: exact, Table 9; within the band: {band}." in page
+    assert "plain / sensitivity (0.2218) < plain / short (0.22) + 0.5: yes; plain / sensitivity (0.2218) > 0.25: no" in page
+    assert "- Ours is 0.2218, theirs 0.203; attacked 84.0." in page
+
+    assert [rows[0][key] for key in ("metric", "unit", "ours", "n")] == ["metrics.loss_sensitivity", "loss_sensitivity", "0.2217834", "7"]
+    assert [rows[2][key] for key in ("unit", "ours", "interval_high", "difference")] == ["%", "84", "95", "-1"]
+
+    assert r"0.2218 (paper 0.203, $+0.01878$, within the band) {\scriptsize[0.21, 0.2336]}" in tex
+    assert r"0.22 (paper 0.30, $-0.08$) {\scriptsize[0.21, 0.23]}" in tex
+    assert "n = 10 test images, of which those that count where figures are not in percent." in tex
+
+
+def test_a_table_of_metrics_alone_speaks_of_no_percentage(written, outputs):
+    """The band is in the metric's unit."""
+    published = {"kind": "exact", "source": "Table 9", "band": [0.03, None], "values": [[0.2, None], [0.3, None]]}
+    columns = [{"label": "FGSM"}, {"label": "same", "form": ".1e"}]
+    name = written(metric="metrics.loss_sensitivity", overrides=METRICS["overrides"], columns=columns, published=published)
+    for cell in cells_of(read_table(name), outputs):
+        fill(cell, outputs, 9, 8, **SENSITIVITY)
+    page, rows, _ = pages(name, outputs)
+    assert [row["verdict"] for row in rows[::2]] == ["within the band", "differs"]
+    assert "within the band: at most 0.03 apart." in page, "of the column that has published figures"
+    assert row_of(page, "plain", "same")[3] == "2.2e-01"
+    assert "(n: test images that count; interval: normal approximation to the mean, over these images" in page
+    assert not re.search("Wilson|points|percent|%", page.replace("95 %", ""))
+
+
+def test_where_no_image_counts_there_is_a_dash_with_the_reason(written, outputs):
+    name = written(**METRICS)
+    nothing = {"metrics": {"loss_sensitivity": {"mean": None, "interval": None, "n": 0}}}
+    fill(cells_of(read_table(name), outputs)[0], outputs, 9, 8, **nothing, **ATTACKED)
+    page, rows, tex = pages(name, outputs)
+    assert row_of(page, "plain", "- (paper 0.203)")[1:4] == ["- (paper 0.203)", "- (paper 0.30)", "84.0 (paper 85.0)"]
+    assert row_of(page, "plain", "sensitivity")[3:] == ["-", "-", "0", "0.203", "-", "no image counts", "-"]
+    assert "- no figure for plain / sensitivity: no image counts\n" in page
+    assert "plain / sensitivity: no image counts" in tex
+    assert (rows[0]["ours"], rows[0]["n"], rows[0]["verdict"]) == ("", "0", "no image counts")
+    assert "plain" not in page.partition("## Missing cells")[2].partition("## Provenance")[0], "measured it is"
+
+
+def test_one_image_has_no_interval_and_no_draws_need_no_mean(written, outputs):
+    one = {"metrics": {"loss_sensitivity": {"mean": 0.2, "interval": ["nan", "nan"], "n": 1}}}
+    name = written(**METRICS)
+    fill(cells_of(read_table(name), outputs)[0], outputs, 9, 8, draws=None, **one, **ATTACKED)
+    page = pages(name, outputs)[0]
+    assert row_of(page, "plain", "sensitivity")[3:6] == ["0.2", "-", "1"]
+    assert row_of(page, "plain", "mean")[3:6] == ["80.00", "-", "10"], "a deterministic model is right in every draw or in none"
+
+
+@pytest.mark.parametrize(
+    ("column", "more", "remedy"),
+    [
+        ("attacked", SENSITIVITY, "attacked_accuracy: the cell's words need attack_misclassified=true; where they have it, evaluate again"),
+        (
+            "sensitivity",
+            ATTACKED,
+            "metrics.loss_sensitivity: the cell's words need metric=[loss_sensitivity]; where they have it, evaluate",
+        ),
+        (
+            "sensitivity",
+            {**ATTACKED, "metrics": {"loss_sensitivity": {"mean": "x", "interval": None, "n": 1}}},
+            "the record says nothing of",
+        ),
+        ("sensitivity", {**ATTACKED, "metrics": None}, "the record says nothing of metrics.loss_sensitivity"),
+    ],
+)
+def test_a_record_that_lacks_a_columns_metric_is_a_missing_cell_with_its_remedy(written, outputs, column, more, remedy):
+    name = written(**METRICS)
+    fill(cells_of(read_table(name), outputs)[0], outputs, 9, 8, **more)
+    page, rows, _ = pages(name, outputs)
+    (row,) = [row for row in rows if (row["row"], row["column"]) == ("plain", column)]
+    assert (row["ours"], row["verdict"]) == ("", "not measured")
+    assert remedy in row["problem"]
+    assert f"- plain, {column} (" in page.partition("## Missing cells")[2]
+    assert row_of(page, "plain", "mean")[3] == "80.00", "what the record has is shown"
+
+
 # Claims, footnotes, profiles
 
 
@@ -444,7 +567,7 @@ def test_a_record_that_says_less_of_its_origin_is_shown(written, outputs):
         del record[key]
     path.write_text(json.dumps(record))
     page, rows, _ = pages(name, outputs)
-    assert rows[1]["ours"] == "80.0000"
+    assert rows[1]["ours"] == "80"
     assert "- platform: not said" in page
 
 

@@ -98,8 +98,8 @@ def reaches_chart(key: str, title: str, reaches: Sequence[Reach]) -> str:
     return sheet.svg(key, title, f"Robust accuracy in percent. {told}.")
 
 
-def pairs_chart(key: str, title: str, pairs: Sequence[Pair], band: float) -> str:
-    """Ours against the published figure, a point for each cell; on the diagonal they are the same."""
+def pairs_chart(key: str, title: str, pairs: Sequence[Pair], band: float | None) -> str:
+    """Ours against the published figure, a point for each cell; on the diagonal they are the same. band: None where cells have several."""
     figures = [value for pair in pairs for value in (pair.published, pair.ours.value)]
     low, high = max(0, 10 * math.floor(min(figures) / 10)), min(100, 10 * math.ceil(max(figures) / 10))
     low, high = (low, high) if high > low else (low - 5, high + 5)
@@ -111,9 +111,10 @@ def pairs_chart(key: str, title: str, pairs: Sequence[Pair], band: float) -> str
         sheet.line([left, left + side], [y(tick)] * 2, RULE, 0.8)
         sheet.text(x(tick), top + side + 14, f"{tick:g}", MUTED, "middle")
         sheet.text(left - 5, y(tick) + 4, f"{tick:g}", MUTED, "end")
-    near = min(band, high - low)
-    corners = [(low, low), (low, low + near), (high - near, high), (high, high), (high, high - near), (low + near, low)]
-    sheet.area([x(published) for published, _ in corners], [y(ours) for _, ours in corners], BAND)
+    if band is not None:
+        near = min(band, high - low)
+        corners = [(low, low), (low, low + near), (high - near, high), (high, high), (high, high - near), (low + near, low)]
+        sheet.area([x(published) for published, _ in corners], [y(ours) for _, ours in corners], BAND)
     sheet.line([x(low), x(high)], [y(low), y(high)], MUTED, 0.8)
     for pair in sorted(pairs, key=lambda pair: pair.agrees):
         paint = OURS if pair.agrees else WORST
@@ -125,7 +126,8 @@ def pairs_chart(key: str, title: str, pairs: Sequence[Pair], band: float) -> str
     furthest = max(pairs, key=lambda pair: abs(pair.ours.value - pair.published))
     return sheet.svg(
         key, title,
-        f"{within} of {len(pairs)} cells lie within {band:g} points of the published figure. The largest difference is "
+        f"{within} of {len(pairs)} cells lie within {'their band' if band is None else f'{band:g} points'} of the published figure. "
+        "The largest difference is "
         f"{furthest.ours.value - furthest.published:+.2f}: ours {furthest.ours.value:.2f}, published {furthest.published:.2f}.",
     )  # fmt: skip
 

@@ -13,9 +13,10 @@ from robustbench_lab.figures.charts import Pair, Point, Reach
 from robustbench_lab.pages import footnote_letters
 
 if TYPE_CHECKING:
+    from robustbench_lab.claims import CheckedClaim
     from robustbench_lab.config import Run
     from robustbench_lab.grid import Table
-    from robustbench_lab.jobs.tables import Cell, CheckedClaim
+    from robustbench_lab.jobs.tables import Cell
 
 GROUPS = ("dataset", "backbone", "defense", "training")
 OF_THE_ATTACK = {"collapsed", "transfer_only"}  # warnings of a record that say nothing about hidden gradients
@@ -251,12 +252,19 @@ class Section:
         return list(found.values())
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        return [
-            Pair(cell.published, Point(cell.value, *cell.interval), cell.verdict == "within the band")
-            for cell in self.measured
-            if cell.published is not None and cell.value is not None and cell.interval is not None
-        ]
+    def judged(self) -> list[Cell]:
+        """The cells of which it is said whether they are within the band."""
+        return [cell for cell in self.measured if cell.difference is not None and cell.band is not None]
+
+    @cached_property
+    def pairs(self) -> list[tuple[float, Pair]]:
+        """Band and figures of the cells that are judged; what is not in percent has no place on the same axes."""
+        found = []
+        for cell in self.judged:
+            if cell.in_percent and cell.band is not None and cell.published is not None and cell.value is not None:
+                low, high = cell.interval or (cell.value, cell.value)
+                found.append((cell.band, Pair(cell.published, Point(cell.value, low, high), cell.verdict == "within the band")))
+        return found
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +15,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import DictConfig
 
+from robustbench_lab.claims import claims_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.charts import LINES, curves_chart, pairs_chart, reaches_chart
+from robustbench_lab.figures.of_tables import drawn
+from robustbench_lab.figures.paper import files_of
 from robustbench_lab.figures.pictures import Example, examples_of
 from robustbench_lab.figures.sections import Entry, Section, Trained, flat
 from robustbench_lab.grid import Table, chosen_tables, reshaped
-from robustbench_lab.jobs.tables import claims_of, filled
-from robustbench_lab.pages import PROFILES, commands_of, with_figures
+from robustbench_lab.jobs.tables import filled
+from robustbench_lab.pages import PROFILES, bands, commands_of, with_figures
 from robustbench_lab.profiles import PROFILES as EVERY_PROFILE
 from robustbench_lab.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_arrays, read_json, read_record, write_bytes
 
@@ -176,7 +180,7 @@ def page(tables: Sequence[Table], shelf: Shelf) -> str:
     sections = [section for paper in papers for section in paper.sections]
     loader = PackageLoader("robustbench_lab", "templates")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(figure=figure, href=shelf.href, flat=flat, sole=sole, versions=versions, commit=commit)
+    environment.filters.update(figure=figure, caption=caption_of, href=shelf.href, flat=flat, sole=sole, versions=versions, commit=commit)
     source = {name: Markup(loader.get_source(environment, f"report.{name}")[0]) for name in ("css", "js")}
     return environment.get_template("report.html.j2").render(
         **source,
@@ -184,6 +188,7 @@ def page(tables: Sequence[Table], shelf: Shelf) -> str:
         sections=sections,
         profiles={name: sentence.removeprefix(f"{name.upper()}: ") for name, sentence in PROFILES.items()},
         drawings={section.anchor: drawings_of(section) for section in sections},
+        figures={section.anchor: figure_of(section, shelf) for section in sections},
         galleries={section.anchor: shelf.galleries(section) for section in sections},
         prose={section.anchor: prose_of(section) for section in sections},
         entries=shelf.entries,
@@ -210,6 +215,29 @@ def papers_of(tables: Sequence[Table], shelf: Shelf) -> list[Paper]:
     return [Paper(key, title, *by_paper[key]) for key, title in names.items() if key in by_paper]
 
 
+def caption_of(section: Section) -> str:
+    """What the cells of a table's grid hold."""
+    table, sizes = section.table, section.sizes
+    told = "Ours with its 95 % interval" + (f", n = {sizes[0]:,} test images" if len(sizes) == 1 else " and n, the number of test images")
+    if not all(table.in_percent):
+        told += "; where the figure is no percentage, n is of those that count"
+    if section.compares:
+        difference = "the difference in points" if all(table.in_percent) else "the difference"
+        judged = f"{difference}, and whether it is within the band, {bands(table)}" if section.judged else difference
+        told += f"; the published figure ({table.published['source']}), {judged}"
+    return f"{told}."
+
+
+def figure_of(section: Section, shelf: Shelf) -> str | None:
+    """The paper's figure as a data URI, for a table that is drawn as one."""
+    try:
+        found = drawn(section.table, section.cells, shelf.root)
+    except LabError as error:
+        shelf.problems[f"figure of {section.table.name}"] = str(error)
+        return None
+    return None if found is None else "data:image/png;base64," + base64.b64encode(files_of(found)[0]).decode()
+
+
 def drawings_of(section: Section) -> list[Drawing]:
     """The table's charts; each only where there is something to draw."""
     found, title = [], section.table.title
@@ -223,9 +251,11 @@ def drawings_of(section: Section) -> list[Drawing]:
         )
         found.append(Drawing(Markup(reaches_chart(f"{section.anchor}-reach", f"{name}: {title}", reaches)), about))
     if section.pairs:
-        band = float(section.table.published["band"])
-        about = f"Ours against the published figures. Circles: within the band of {band:g} points; squares: outside. Bars: 95 % intervals."
-        found.append(Drawing(Markup(pairs_chart(f"{section.anchor}-pairs", f"Ours and published: {title}", section.pairs, band)), about))
+        of_cells, pairs = {band for band, _ in section.pairs}, [pair for _, pair in section.pairs]
+        band = min(of_cells) if len(of_cells) == 1 else None
+        within = "their column's band" if band is None else f"the band of {band:g} points"
+        about = f"Ours against the published figures, in percent. Circles: within {within}; squares: outside. Bars: 95 % intervals."
+        found.append(Drawing(Markup(pairs_chart(f"{section.anchor}-pairs", f"Ours and published: {title}", pairs, band)), about))
     measure, curves = section.curves()
     if curves:
         some = f" The first {LINES} of {len(curves)} runs." if len(curves) > LINES else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,58 +12,69 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
+from robustbench_lab.claims import claims_of
 from robustbench_lab.config import Evaluation
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
-from robustbench_lab.grid import Claim, Table, chosen_tables, sides_of
+from robustbench_lab.figures.of_tables import drawn
+from robustbench_lab.figures.paper import files_of
+from robustbench_lab.grid import Table, chosen_tables
 from robustbench_lab.pages import PROFILES, grid, latex, markdown
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
+from robustbench_lab.units import Figure, figure_of, is_percent, unit_of
 
 log = logging.getLogger("robustbench_lab")
-
-SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: the words that describe it, its evaluation, and its record where there is one."""
+    """One figure: the words that describe it, its evaluation, and its record where there is one. Figures are in the metric's unit."""
 
     row: str
     column: str
     metric: str
+    form: str  # in which its figures are written
     overrides: list[str]
     evaluation: Evaluation
     record: dict[str, Any] | None
+    figure: Figure | None  # what the record says
     problem: str | None  # why a record that there is does not count
-    published: float | None  # in percent
-    band: float | None  # points up to which ours counts as the published figure
+    published: float | None
+    band: float | None  # the difference up to which ours counts as the published figure
 
     @property
     def name(self) -> str:
         return f"{self.row} / {self.column}"
 
     @property
+    def in_percent(self) -> bool:
+        return is_percent(self.metric)
+
+    @property
     def value(self) -> float | None:
-        """In percent."""
-        return None if self.record is None else 100 * self.record[self.metric]
+        return self.figure.value if self.figure else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %, in percent."""
-        if self.record is None:
-            return None
-        low, high = self.record[self.metric.replace("accuracy", "interval")]
-        return 100 * low, 100 * high
+        """95 %."""
+        return self.figure.interval if self.figure else None
+
+    @property
+    def n(self) -> int | None:
+        """The images that count."""
+        return self.figure.n if self.figure else None
 
     @property
     def difference(self) -> float | None:
-        """Ours minus theirs, in points."""
+        """Ours minus theirs."""
         return None if self.value is None or self.published is None else self.value - self.published
 
     @property
     def verdict(self) -> str:
-        if self.value is None:
+        if self.record is None:
             return "not measured"
+        if self.value is None:
+            return "no image counts"
         if self.difference is None:
             return "no published figure"
         if self.band is None:
@@ -79,15 +89,17 @@ class Cell:
         )
 
     def fields(self) -> dict[str, Any]:
+        """A line of the CSV; unit: `%`, or the metric's name for what is in a unit of its own."""
         low, high = self.interval or (None, None)
         return {
             "row": self.row,
             "column": self.column,
             "metric": self.metric,
+            "unit": unit_of(self.metric),
             "ours": self.value,
             "interval_low": low,
             "interval_high": high,
-            "n": self.record["n"] if self.record else None,
+            "n": self.n,
             "published": self.published,
             "difference": self.difference,
             "verdict": self.verdict,
@@ -95,16 +107,6 @@ class Cell:
             "problem": self.problem,
             "record": f"{self.evaluation.run.name}/evaluate/{self.evaluation.name}" if self.record else None,
         }
-
-
-@dataclass(frozen=True)
-class CheckedClaim:
-    """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so."""
-
-    text: str
-    source: str
-    verdict: str
-    detail: str
 
 
 def main(cfg: DictConfig) -> None:
@@ -129,16 +131,22 @@ def _cells(table: Table, words: Sequence[tuple[Any, Any, list[str]]], expansion:
     published = {} if table.profile == "smoke" else table.published  # embedded data stand beside no published figure
     values = published.get("values")
     rows, columns = list(table.rows), list(table.columns)
+    bands = table.bands if table.profile == "paper" else [None] * len(columns)  # a short schedule reproduces nothing
     for row, column, overrides in words:
         try:
             evaluation = expansion.evaluation(overrides)
         except Exception as error:
             raise LabError(f"{table.path}: {row.label} / {column.label}: {error}") from error
         record, problem = known.find(evaluation)
-        band = published.get("band") if table.profile == "paper" else None  # a short schedule reproduces nothing
-        figure = values[rows.index(row)][columns.index(column)] if values else None
-        metric = column.metric or table.metric
-        yield Cell(row.label, column.label, metric, overrides, evaluation, record, problem, figure, band)
+        place, metric, figure = columns.index(column), table.metric_of(column), None
+        try:
+            figure = figure_of(metric, record) if record else None
+        except LabError as error:
+            record, problem = None, f"{evaluation.run.name}/evaluate/{evaluation.name}: {error}"
+        yield Cell(
+            row.label, column.label, metric, table.form_of(column), overrides, evaluation, record, figure, problem,
+            values[rows.index(row)][place] if values else None, bands[place],
+        )  # fmt: skip
 
 
 class Records:
@@ -184,46 +192,23 @@ class Records:
         return self._digests[path]
 
 
-def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
-    """The paper's claims, each checked on our figures; none where a profile has shortened them."""
-    if table.profile != "paper":
-        return []
-    figures = {cell.name: cell.value for cell in cells}
-    return [_checked(claim, figures) for claim in table.claims]
-
-
-def _checked(claim: Claim, figures: Mapping[str, float | None]) -> CheckedClaim:
-    verdicts, details = [], []
-    for comparison in claim.holds_if:
-        sides = sides_of(comparison)
-        assert sides is not None, "read_table checks it"
-        (left, left_text), (right, right_text) = (_side(side, figures) for side in (sides[0], sides[2]))
-        verdicts.append(None if left is None or right is None else SIGNS[sides[1]](left, right))
-        details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
-    verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
-    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details))
-
-
-def _side(side: float | tuple[str, float], figures: Mapping[str, float | None]) -> tuple[float | None, str]:
-    if isinstance(side, float):
-        return side, f"{side:g}"
-    name, points = side
-    value, more = figures[name], f" {'+' if points > 0 else '-'} {abs(points):g}" if points else ""
-    return (None, f"{name}{more}") if value is None else (value + points, f"{name} ({value:.2f}){more}")
-
-
 def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
-    """Write the table in Markdown, CSV and LaTeX, print its grid, and return the Markdown file."""
+    """Write the table in Markdown, CSV and LaTeX, and its figure if it has one, print its grid, and return the Markdown file."""
     base = table_file(table, output_root)
     frame = pd.DataFrame([cell.fields() for cell in cells])
     buffer = io.StringIO()
-    frame.to_csv(buffer, index=False, float_format="%.4f", lineterminator="\n")
+    frame.to_csv(buffer, index=False, float_format="%.8g", lineterminator="\n")
     path = base.with_name(base.name + ".md")
     write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
     write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
     write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root).encode())
     print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
-    log.info("written: %s, .csv, .tex", path)
+    kinds = ".csv, .tex"
+    if (figure := drawn(table, cells, output_root)) is not None:
+        for suffix, content in zip((".png", ".svg"), files_of(figure), strict=True):
+            write_bytes(base.with_name(base.name + suffix), content)
+        kinds += ", .png, .svg"
+    log.info("written: %s, %s", path, kinds)
     return path
 
 

@@ -1,0 +1,83 @@
+"""What papers claim in words, such as an ordering, held against our figures."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustbench_lab.grid import Table
+    from robustbench_lab.jobs.tables import Cell
+
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
+SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<sign>[+-]) (?P<points>\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the paper says in words, and the comparisons of our figures that bear it out: all of them must hold.
+
+    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that and points, or a number, in their unit.
+    """
+
+    text: str
+    source: str
+    holds_if: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CheckedClaim:
+    """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so."""
+
+    text: str
+    source: str
+    verdict: str
+    detail: str
+
+
+def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | tuple[str, float]] | None:
+    """The two sides of a comparison and its sign; a side is a number, or a cell's name and the points to add to it."""
+    if not (match := COMPARISON.fullmatch(comparison)):
+        return None
+
+    def side(text: str) -> float | tuple[str, float] | None:
+        try:
+            return float(text)
+        except ValueError:
+            found = SIDE.fullmatch(text)
+        return (found["cell"], float(f"{found['sign'] or '+'}{found['points'] or 0}")) if found else None
+
+    left, right = side(match["left"]), side(match["right"])
+    return None if left is None or right is None else (left, match["sign"], right)
+
+
+def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
+    """The paper's claims, each checked on our figures; none where a profile has shortened them."""
+    if table.profile != "paper":
+        return []
+    named = {cell.name: cell for cell in cells}
+    return [_checked(claim, named) for claim in table.claims]
+
+
+def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
+    verdicts, details = [], []
+    for comparison in claim.holds_if:
+        sides = sides_of(comparison)
+        assert sides is not None, "read_table checks it"
+        (left, left_text), (right, right_text) = (_side(side, cells) for side in (sides[0], sides[2]))
+        verdicts.append(None if left is None or right is None else SIGNS[sides[1]](left, right))
+        details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
+    verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
+    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details))
+
+
+def _side(side: float | tuple[str, float], cells: Mapping[str, Cell]) -> tuple[float | None, str]:
+    if isinstance(side, float):
+        return side, f"{side:g}"
+    name, points = side
+    value, more = cells[name].value, f" {'+' if points > 0 else '-'} {abs(points):g}" if points else ""
+    return (None, f"{name}{more}") if value is None else (value + points, f"{name} ({value:{cells[name].form}}){more}")

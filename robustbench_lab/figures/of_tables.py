@@ -1,0 +1,112 @@
+"""A table's cells as the paper's figure: which kind, and which rows and columns become what. The records' folders hold the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.figures.curves import Panel, Series, curves_figure
+from robustbench_lab.figures.images import Group, Plane, Points, Row, planes_figure, strips_figure
+from robustbench_lab.records import EXAMPLES_FILE, PLANE_FILE, read_arrays
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from robustbench_lab.grid import Table
+    from robustbench_lab.jobs.tables import Cell
+
+MOST_ADDED = 600  # added points that one plane shows
+
+
+def drawn(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+    """The figure of a table that has one; None where nothing that it shows is measured. Raises LabError for a damaged file."""
+    draw = {"curves": _curves, "pictures": _pictures, "planes": _planes}
+    measured = any(cell.record is not None for cell in cells)
+    return draw[table.figure["kind"]](table, cells, output_root) if table.figure and measured else None
+
+
+def _curves(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure:
+    """A row is a curve, and a column's label a place on the axis."""
+    series = []
+    for row in table.rows:
+        own = [cell for cell in cells if cell.row == row.label]
+        ends = [cell.interval or (None, None) for cell in own]
+        points = [(float(cell.column), cell.published) for cell in own if cell.published is not None]
+        low, high = ([end[i] for end in ends] for i in (0, 1))
+        series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
+    return curves_figure([Panel(_subject(table), series)], 1, table.figure["x"], "accuracy, %", _footer(table, cells))
+
+
+def _pictures(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+    """Beneath the clean images, a row's cells as strips of what its attack made of them."""
+    found = {cell.name: arrays for cell in cells if (arrays := _arrays(cell, EXAMPLES_FILE, output_root)) is not None}
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    groups = [Group("", [Row("clean", first["x"], [str(label) for label in first["label"]], marked=True)])]
+    for row in table.rows:
+        strips = []
+        for cell in cells:
+            if cell.row == row.label and cell.name in found:
+                arrays = found[cell.name]
+                if not np.array_equal(arrays["index"], first["index"]):
+                    raise LabError(
+                        f"{table.path}: figure: the cells show other images than each other; give all of them the same test_first"
+                    )
+                strips.append(Row(cell.column, _attacked(arrays), _captions(arrays)))
+        if strips:
+            groups.append(Group(row.label, strips))
+    return strips_figure(groups, _footer(table, cells))
+
+
+def _attacked(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    return np.clip(np.round(arrays["x"] + 255 * arrays["delta"].astype(np.float32)), 0, 255).astype(np.uint8)
+
+
+def _captions(arrays: dict[str, np.ndarray]) -> list[str]:
+    """Prediction before and after, and the change's length over the image's, both l2."""
+    x = arrays["x"].reshape(len(arrays["x"]), -1).astype(np.float64) / 255
+    change = arrays["delta"].reshape(len(x), -1).astype(np.float64)
+    sizes = np.linalg.norm(change, axis=1) / np.maximum(np.linalg.norm(x, axis=1), 1e-12)
+    both = zip(arrays["clean_prediction"].tolist(), arrays["prediction"].tolist(), sizes.tolist(), strict=True)
+    return [f"{before} → {after} {size:.2f}" for before, after, size in both]
+
+
+def _planes(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+    """A column is a problem in the plane, and a row a model of each."""
+    found = {cell.name: arrays for cell in cells if (arrays := _arrays(cell, PLANE_FILE, output_root)) is not None}
+    shown = [row.label for row in table.rows if all(f"{row.label} / {column.label}" in found for column in table.columns)]
+    if not shown:
+        return None
+    problems = [(column.label, [_plane(found[f"{label} / {column.label}"]) for label in shown]) for column in table.columns]
+    return planes_figure(problems, shown, MOST_ADDED, _footer(table, cells))
+
+
+def _plane(arrays: dict[str, np.ndarray]) -> Plane:
+    added = Points(arrays["extra"], arrays["extra_labels"]) if len(arrays["extra"]) else None
+    return Plane(arrays["probability"], Points(arrays["points"], arrays["labels"]), added)
+
+
+def _arrays(cell: Cell, name: str, output_root: Path) -> dict[str, np.ndarray] | None:
+    path = cell.evaluation.folder(output_root) / name
+    return read_arrays(path) if cell.record is not None and path.exists() else None
+
+
+def _subject(table: Table) -> str:
+    """The title without the paper's name and the figure's number."""
+    return table.title.partition(": ")[2] or table.title
+
+
+def _footer(table: Table, cells: Sequence[Cell]) -> str:
+    """What it is, how it was made and on how many images."""
+    sizes = sorted({cell.record["n"] for cell in cells if cell.record})
+    profile = "" if table.profile == "paper" else f" PROFILE {table.profile.upper()}: NOT A REPRODUCTION."
+    counted = ", ".join(f"{size:,}" for size in sizes)
+    about = {"curves": " Bands: 95 % intervals over the images, one trained model each.",
+             "pictures": " Beneath each picture: prediction before and after, and the length of the change over that of the image (l2).",
+             "planes": ""}[table.figure["kind"]]  # fmt: skip
+    return f"{table.title}. n = {counted} test images.{about}{profile}"

@@ -1,0 +1,132 @@
+"""Tables as papers' figures: what is taken from which record, and what is left out."""
+
+import json
+from pathlib import Path
+
+import fake_records
+import numpy as np
+import pytest
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.figures import of_tables
+from robustbench_lab.grid import read_table, reshaped
+from robustbench_lab.jobs.tables import cells_of, write
+from robustbench_lab.records import PLANE_FILE
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+def filled(name: str, outputs: Path, every: int = 1, profile: str = "paper"):
+    """The table with every so many of its cells measured."""
+    table = reshaped(read_table(name), profile)
+    fake_records.fill_plausibly(cells_of(table, outputs)[::every], outputs)
+    return table, cells_of(table, outputs)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, function: str) -> list:
+    """What the drawing function is given."""
+    calls, draw = [], getattr(of_tables, function)
+    monkeypatch.setattr(of_tables, function, lambda *words: calls.append(words) or draw(*words))
+    return calls
+
+
+def test_a_row_is_a_curve_and_a_missing_cell_a_gap(outputs, monkeypatch):
+    table, cells = filled("efficient_defenses/figure3", outputs, every=2)
+    calls = told(monkeypatch, "curves_figure")
+    assert of_tables.drawn(table, cells, outputs) is not None
+    (((panel,), columns, x_label, y_label, footer),) = calls
+    assert (columns, x_label, y_label) == (1, table.figure["x"], "accuracy, %")
+    assert [series.label for series in panel.series] == [row.label for row in table.rows]
+    first = [cell for cell in cells if cell.row == "CNN+ReLU"]
+    assert panel.series[0].x[:4] == [0, 0.01, 0.02, 0.05]
+    assert panel.series[0].y == [cell.value for cell in first]
+    assert panel.series[0].y[1] is None
+    assert panel.series[0].low[0] == pytest.approx(first[0].interval[0])
+    assert "n = 10,000 test images" in footer
+    assert "NOT A REPRODUCTION" not in footer
+
+
+def test_a_figure_of_a_smaller_profile_says_so(outputs, monkeypatch):
+    table, cells = filled("efficient_defenses/figure3", outputs, profile="smoke")
+    calls = told(monkeypatch, "curves_figure")
+    of_tables.drawn(table, cells, outputs)
+    assert "PROFILE SMOKE: NOT A REPRODUCTION" in calls[0][4]
+
+
+def test_strips_show_what_each_attack_made_of_the_same_images(outputs, monkeypatch):
+    table, cells = filled("efficient_defenses/figure1", outputs)
+    calls = told(monkeypatch, "strips_figure")
+    of_tables.drawn(table, cells, outputs)
+    clean, *groups = calls[0][0]
+    assert (clean.rows[0].marked, clean.rows[0].captions) == (True, ["0", "1", "2", "3", "4", "5"])
+    assert [group.heading for group in groups] == [row.label for row in table.rows]
+    assert [row.label for row in groups[0].rows] == ["CNN", "GDA+ReLU", "GDA+BReLU"]
+    strip = groups[0].rows[0]
+    x = clean.rows[0].images.astype(int)
+    assert strip.images[0, 0, 0, 0] == x[0, 0, 0, 0] + 64, "0.25 of 255, rounded"
+    assert strip.images[0, 0, -1, -1] == x[0, 0, -1, -1] - 32
+    assert (strip.images[1] == x[1]).all()
+    size = np.sqrt(0.25**2 + 0.125**2) / np.linalg.norm(x[0] / 255)
+    assert strip.captions[:2] == [f"0 → 1 {size:.2f}", "1 → 1 0.00"]
+
+
+def test_strips_of_other_images_are_an_error(outputs):
+    table, cells = filled("efficient_defenses/figure1", outputs)
+    path = cells[4].evaluation.folder(outputs) / "examples.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | {"index": arrays["index"] + 1}))
+    with pytest.raises(LabError, match="the cells show other images than each other"):
+        of_tables.drawn(table, cells, outputs)
+
+
+def draw_plane(folder: Path, added: int) -> None:
+    points = np.random.default_rng(0).uniform(size=(20, 2)).astype(np.float32)
+    labels = np.arange(20) % 2
+    probability = np.tile(np.linspace(0, 1, 11, dtype=np.float32), (11, 1))
+    extra = {"extra": points[:added], "extra_labels": labels[:added]}
+    np.savez(folder / PLANE_FILE, probability=probability, points=points, labels=labels, **extra)
+
+
+def test_planes_are_those_of_models_that_every_problem_has(outputs, monkeypatch):
+    table, cells = filled("efficient_defenses/figure2", outputs)
+    calls = told(monkeypatch, "planes_figure")
+    assert of_tables.drawn(table, cells, outputs) is None, "records of other images than points"
+    for cell in cells[:-1]:
+        draw_plane(cell.evaluation.folder(outputs), 0 if cell.row == "none" else 5)
+    assert of_tables.drawn(table, cells, outputs) is not None
+    ((problems, shown, _, _),) = calls
+    assert [label for label, _ in problems] == ["circles", "moons"]
+    assert shown == ["none", "FGSM", "VAT", "JSMA", "uniform"], "Gaussian lacks moons"
+    assert problems[0][1][0].added is None
+    assert len(problems[0][1][1].added.y) == 5
+
+
+def test_the_figure_stands_beside_the_table(outputs):
+    table, cells = filled("efficient_defenses/figure3", outputs)
+    path = write(table, cells, outputs)
+    assert f"![{table.title}](figure3.png)" in path.read_text()
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_nothing_measured_is_nothing_drawn(outputs):
+    table = read_table("efficient_defenses/figure3")
+    path = write(table, cells_of(table, outputs), outputs)
+    assert not path.with_suffix(".png").exists()
+    assert "figure3.png" not in path.read_text()
+
+
+def test_the_report_shows_the_figure_and_names_a_damaged_file(outputs):
+    from robustbench_lab.jobs.report import write_report
+
+    _, cells = filled("efficient_defenses/figure1", outputs)
+    page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()
+    assert '<figure class="paper-figure"><img src="data:image/png;base64,' in page
+    (cells[0].evaluation.folder(outputs) / "examples.npz").write_bytes(b"damaged")
+    page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()
+    assert '<figure class="paper-figure">' not in page
+    assert "figure of efficient_defenses/figure1" in page
+    assert json.dumps("examples.npz").strip('"') in page
