@@ -53,7 +53,10 @@ def footnotes(cells: Sequence[Cell]) -> list[str]:
         for cell in cells:
             for message in {flag["message"] for flag in cell.flags if flag["code"] == code}:
                 told[message].append(cell.name)
-        lines += [f"- [{letter}] {code}: {message or 'no message'} ({', '.join(names)})" for message, names in told.items()]
+        measured = sum(cell.record is not None for cell in cells)
+        for message, names in told.items():
+            where = "all cells" if len(names) == measured > 1 else ", ".join(names)
+            lines.append(f"- [{letter}] {code}: {message or 'no message'} ({where})")
     lines += [f"- no figure for {cell.name}: {cell.verdict}" for cell in cells if cell.record and cell.value is None]
     return lines + [f"- skipped for {cell.name}: {cell.problem}" for cell in cells if cell.problem]
 

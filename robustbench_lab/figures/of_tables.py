@@ -105,8 +105,8 @@ def _footer(table: Table, cells: Sequence[Cell]) -> str:
     """What it is, how it was made and on how many images."""
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
     profile = "" if table.profile == "paper" else f" PROFILE {table.profile.upper()}: NOT A REPRODUCTION."
-    counted = ", ".join(f"{size:,}" for size in sizes)
+    counted = "" if table.figure["kind"] == "planes" else f" n = {', '.join(f'{size:,}' for size in sizes)} test images."
     about = {"curves": " Bands: 95 % intervals over the images, one trained model each.",
              "pictures": " Beneath each picture: prediction before and after, and the length of the change over that of the image (l2).",
              "planes": ""}[table.figure["kind"]]  # fmt: skip
-    return f"{table.title}. n = {counted} test images.{about}{profile}"
+    return f"{table.title}.{counted}{about}{profile}"
