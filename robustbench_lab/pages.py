@@ -187,7 +187,7 @@ def _provenance(cells: Sequence[Cell], output_root: Path) -> list[str]:
     )
     runs = {run.fingerprint: run for cell in cells if cell.record for run in (cell.evaluation.run, cell.evaluation.source) if run}
     rows = [_training(run.folder(output_root)) for run in sorted(runs.values(), key=lambda run: run.name)]
-    head = ["trained run", "epochs", "s per epoch", "images per s", "device", "commit"]
+    head = ["trained run", "epochs", "s per epoch", "images per s", "s in all", "device", "commit"]
     lines += ["", "Training (medians from the second epoch on, without validation and writing):", "", _markdown_table(head, rows)]
     return lines
 
@@ -200,7 +200,8 @@ def _training(folder: Path) -> list[str]:
         speed = [f"{epochs['seconds'].median():.1f}", f"{epochs['images_per_second'].median():.0f}"] if len(epochs) else ["-", "-"]
     except (OSError, ValueError, KeyError):
         speed = ["-", "-"]
-    return [folder.name, str(record.get("epochs", "-")), *speed, str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
+    seconds = _number(record.get("seconds"), ".0f")
+    return [folder.name, str(record.get("epochs", "-")), *speed, seconds, str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
 
 
 def latex(table: Table, cells: Sequence[Cell]) -> str:

@@ -3,8 +3,8 @@
 
     python scripts/publish_reference.py efficient_defenses/table1 [--suffix nvidia-h200]
 
-Writes the table's .md, .csv and .tex anew from the records, and copies for each run and evaluation behind its cells run.json,
-metrics.jsonl, record.json and outcome.npz (not the weights). Stops if a cell is missing, or if a model was trained or attacked with
+Writes the table's .md, .csv and .tex, and its figure, anew from the records, and copies for each run and evaluation behind its cells
+run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure (not the weights). Stops if a cell is missing, or if a model was trained or attacked with
 uncommitted changes in the code.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from robustbench_lab.config import compose, plain, project_path
 from robustbench_lab.grid import read_table
 from robustbench_lab.jobs.tables import cells_of, write
-from robustbench_lab.records import RUN_FILE, read_json
+from robustbench_lab.records import EXAMPLES_FILE, PLANE_FILE, RUN_FILE, read_json
 
 
 def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
@@ -34,13 +34,14 @@ def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Pat
     write(table, cells, output_root)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for kind in ("md", "csv", "tex"):
+    for kind in ("md", "csv", "tex", *(("png", "svg") if table.figure else ())):
         shutil.copy(output_root / "tables" / f"{name}.{kind}", target)
     for run in runs.values():
         copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
     for cell in cells:
         folder = cell.evaluation.folder(output_root)
-        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz"))
+        drawn_from = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,)}.get(table.figure.get("kind", ""), ())
+        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz", *drawn_from))
     return target
 
 

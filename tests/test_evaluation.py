@@ -19,7 +19,7 @@ from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Examples, Outcome, evaluate
-from robustbench_lab.jobs.evaluate import record_of
+from robustbench_lab.evaluation_record import record_of
 from robustbench_lab.judging import check_images, drawn, predictions
 from robustbench_lab.models import Defended, Front, frozen
 from robustbench_lab.randomness import ImageRandom
@@ -632,7 +632,7 @@ def test_the_white_box_goes_through_the_front(built: Callable[..., Any]) -> None
 def record_with(outcome: Outcome, stages: list[str], stochastic: bool) -> dict[str, Any]:
     overrides = ["attack=worst_of"]
     cfg, choices = compose("evaluate", overrides)
-    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, 1, torch.device("cpu"))
+    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, 1, "cpu")
 
 
 def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
