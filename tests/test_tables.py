@@ -29,7 +29,15 @@ def fill(cell: Cell, outputs: Path, clean: int, robust: int, n: int = 10, **more
     """Write the run.json and record.json that training and attacking this cell would leave."""
     run, evaluation = cell.evaluation.run, cell.evaluation
     digest = f"weights of {run.fingerprint}"
-    trained = {"schema": 1, "model_digest": digest, "config": run.config, "epochs": 4, "device": "a GPU", "commit": "0123456789abcdef"}
+    trained = {
+        "schema": 1,
+        "model_digest": digest,
+        "config": run.config,
+        "epochs": 4,
+        "seconds": 98.7,
+        "device": "a GPU",
+        "commit": "0123456789abcdef",
+    }
     write_json(run.folder(outputs) / "run.json", trained)
     epochs = [(90.0, 1), (2.0, 500), (3.0, 400), (2.5, 450)]  # the first one compiled: it does not count
     lines = [json.dumps({"epoch": i, "seconds": s, "images_per_second": speed}) for i, (s, speed) in enumerate(epochs, 1)]
@@ -99,8 +107,8 @@ def test_a_full_table(written, outputs, capsys):
     assert "Missing" not in page
     assert "- seconds of attacking: 4" in page, "one evaluation fills two cells and counts once"
     first, second = (cell.evaluation.run.name for cell in cells[1::2])
-    assert row_of(page, first) == [first, "4", "2.5", "450", "a GPU", "0123456789ab"]
-    assert row_of(page, second)[1:] == ["4", "2.5", "450", "a GPU", "0123456789ab"]
+    assert row_of(page, first) == [first, "4", "2.5", "450", "99", "a GPU", "0123456789ab"]
+    assert row_of(page, second)[1:] == ["4", "2.5", "450", "99", "a GPU", "0123456789ab"]
     assert "- device: a device\n- commit: abc\n- platform: a platform\n- versions: torch 2.9" in page
 
     assert [row["ours"] for row in rows] == ["90", "80", "50", "50"]
