@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from robustbench_lab.records import locked, read_arrays, write_arrays
 log = logging.getLogger("robustbench_lab")
 
 WORTH_KEEPING = 20.0  # seconds of searching, from which on the file is written
+SAVE_EVERY = 300.0  # seconds between writing it, while the search goes on
 LARGEST = 2**31  # bytes of images, up to which they are kept
 
 
@@ -30,19 +32,21 @@ class Crafted:
     For each stage of the attack: made bool [N], x_adv float32 [N, C, H, W], on the CPU.
     """
 
-    def __init__(self, path: Path, ids: np.ndarray, shape: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, ids: np.ndarray, shape: tuple[int, ...], afresh: bool = False) -> None:
         self.path, self.ids, self.shape = path, ids, shape
         self.made: dict[str, Tensor] = {}
         self.x_adv: dict[str, Tensor] = {}
         self._places = {int(number): place for place, number in enumerate(ids)}
+        if afresh:
+            path.unlink(missing_ok=True)
         self._read()
-        self._written = self._count()
+        self._written, self._written_at = self._count(), time.monotonic()
 
     @classmethod
-    def of(cls, path: Path, data: ImageSet) -> Crafted | None:
-        """None where the images are too many to be kept."""
+    def of(cls, path: Path, data: ImageSet, afresh: bool = False) -> Crafted | None:
+        """None where the images are too many to be kept. afresh: search everything again, also for the evaluations to come."""
         size = 4 * len(data) * math.prod(data.shape)
-        return cls(path, data.ids.cpu().numpy(), data.shape) if size <= LARGEST else None
+        return cls(path, data.ids.cpu().numpy(), data.shape, afresh) if size <= LARGEST else None
 
     def places(self, ids: Tensor) -> Tensor:
         """Where images stand, int64 [B], by their ids."""
@@ -54,16 +58,17 @@ class Crafted:
             self.made[name], self.x_adv[name] = torch.zeros(len(self.ids), dtype=torch.bool), torch.zeros(len(self.ids), *self.shape)
         return self.made[name], self.x_adv[name]
 
-    def save(self, seconds: float) -> None:
-        """Write what is new, if the search took its time; what another process has written meanwhile stays."""
-        if self._count() == self._written or seconds < WORTH_KEEPING:
+    def save(self, seconds: float, last: bool = True) -> None:
+        """Write what is new, if the search took its time, now and then or at last; what another process has written meanwhile stays."""
+        soon = not last and time.monotonic() - self._written_at < SAVE_EVERY
+        if self._count() == self._written or seconds < WORTH_KEEPING or soon:
             return
         with locked(self.path.parent, log.info):
             self._read()
             arrays = {f"made.{name}": made.numpy() for name, made in self.made.items()}
             arrays |= {f"x_adv.{name}": x_adv.numpy() for name, x_adv in self.x_adv.items()}
             write_arrays(self.path, ids=self.ids, **arrays)
-        self._written = self._count()
+        self._written, self._written_at = self._count(), time.monotonic()
 
     def _count(self) -> int:
         return sum(int(made.sum()) for made in self.made.values())

@@ -143,6 +143,7 @@ def evaluate(
     """
     attack.check(budget)
     stages = attack.stages()
+    batch_size = len(data) if attack.whole_split else batch_size
     require(not misclassified or len(stages) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", True)
     outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages), len(measures))
     assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
@@ -175,7 +176,7 @@ def evaluate(
                 shown[left[tells]], prediction[left[tells]] = x_adv[tells], predicted[tells]
                 distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
                 right[left] = torch.minimum(now, right[left])
-                after[left] = torch.where(clean_right[left] > 0, right[left], now)
+                after[left] = now if misclassified else right[left]
                 broken_by[left[(right[left] == 0) & (clean_right[left] > 0)]] = number
                 outcome.forward[number] += passes[0]
                 outcome.backward[number] += passes[1]

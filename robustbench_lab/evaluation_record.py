@@ -28,9 +28,8 @@ def record_of(
     attacked = int((~np.isnan(outcome.distance)).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
     quantiles = np.quantile(broken, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(broken) else None
-    forward, backward = (
-        (passes / attacked).tolist() if attacked else [None] * len(stages) for passes in (outcome.forward, outcome.backward)
-    )
+    searched = attacked - outcome.reused  # for each stage: images whose examples were there before cost nothing
+    forward, backward = (_per_image(passes, searched) for passes in (outcome.forward, outcome.backward))
     record = {
         "schema": SCHEMA,
         "fingerprint": evaluation.fingerprint,
@@ -47,14 +46,14 @@ def record_of(
         "robust_interval": wilson_interval(robust, n),
         "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
                   "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
-        **_counted_as_papers_do(evaluation, outcome),
+        **_counted_as_papers_do(evaluation, outcome, stochastic),
         "eot_samples": eot_samples,
         "attacked": attacked,
         "examples_from_before": outcome.reused.tolist(),
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
                                "mean": float(broken.mean()) if len(broken) else None},
-        "forward_per_attacked_image": outcome.forward.sum() / attacked if attacked else None,
-        "backward_per_attacked_image": outcome.backward.sum() / attacked if attacked else None,
+        "forward_per_attacked_image": outcome.forward.sum() / searched[0] if searched[0] else None,
+        "backward_per_attacked_image": outcome.backward.sum() / searched[0] if searched[0] else None,
         "stages": [
             {"attack": name, "survivors": survivors, "forward_per_attacked_image": f, "backward_per_attacked_image": b, "seconds": seconds}
             for name, survivors, f, b, seconds in zip(stages, outcome.survivors(), forward, backward, outcome.seconds.tolist(), strict=True)
@@ -69,12 +68,20 @@ def record_of(
     return record
 
 
-def _counted_as_papers_do(evaluation: Evaluation, outcome: Outcome) -> dict[str, Any]:
+def _counted_as_papers_do(evaluation: Evaluation, outcome: Outcome, stochastic: bool) -> dict[str, Any]:
     """The share of all images that are right after the attack, where those that were wrong before were attacked too; of draws, the mean."""
     if "attack_misclassified" not in evaluation.config:
         return {}
     right, n = float(outcome.after.sum()), len(outcome.ids)
-    return {"attacked_accuracy": right / n, "attacked_interval": wilson_interval(right, n)}
+    return {
+        "attacked_accuracy": right / n,
+        "attacked_interval": None if stochastic else wilson_interval(right, n),
+        "attacked_misclassified": int((outcome.clean_right == 0).sum()),
+    }
+
+
+def _per_image(passes: np.ndarray, images: np.ndarray) -> list[float | None]:
+    return [count / n if n else None for count, n in zip(passes.tolist(), images.tolist(), strict=True)]
 
 
 def _metric(values: np.ndarray) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def _check(table: Table, path: Path) -> None:
         known = all((each and entry is None) or (_is_number(entry) and entry >= 0) for entry in (band if each else [band]))
         meant = "the difference up to which ours counts as theirs: a number, or one for each column, null where none is compared"
         _require(counted and known, path, "published.band", meant, band)
+    metrics_of_cells = {f"{row.label} / {column.label}": table.metric_of(column) for row in table.rows for column in table.columns}
     _require(kind != "claim" or bool(table.claims), path, "claims", "what the paper claims, because published.kind is claim", [])
     for i, claim in enumerate(table.claims):
         _require(bool(claim.holds_if), path, f"claims[{i}].holds_if", "comparisons", claim.holds_if)
@@ -247,6 +248,8 @@ def _check(table: Table, path: Path) -> None:
             sides = sides_of(str(comparison))
             known = sides is not None and all(isinstance(side, float) or side[0] in table.labels for side in (sides[0], sides[2]))
             _require(known, path, f"claims[{i}].holds_if", "such as 'row / column > row / column + 5', of this table", comparison)
+            units = {unit_of(metrics_of_cells[side[0]]) for side in (sides[0], sides[2]) if not isinstance(side, float)} if sides else set()
+            _require(len(units) < 2, path, f"claims[{i}].holds_if", "figures of one unit", comparison)
 
 
 def _check_words(table: Table, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +67,18 @@ class Search:
         self, name: str, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
     ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
         """x_adv [B, C, H, W]; what the judge says of them, as Judge does; images sent forward, sent backward, and found before."""
-        if self.crafted is not None:
-            return self._looked_up(self.crafted, name, attack, judge, x, y, ids, budget, rng)
         decides = self.base is judge.defended and not judge.defended.stochastic
-        with frozen(self.base) as target, drawn(is_random(self.base), self.seed, "attack", name, int(ids[0])):
-            model = self._seen(target, decides)
-            x_adv = self._attack(attack, model, x, y, ids, budget, rng)
+        if self.crafted is not None:
+            x_adv, passes, known = self._looked_up(self.crafted, name, attack, x, y, ids, budget, rng)
+            return x_adv, *judge(x_adv, y, ids), (*passes, known)
+        with frozen(self.base) as target:
+            x_adv, passes = self._searched(target, decides, name, attack, x, y, ids, budget, rng)
             predicted, right = judge(x_adv, y, ids)
             doubtful = torch.zeros_like(right, dtype=torch.bool)
             if decides:  # what the attack saw broken, in another batch or precision, the judge must see broken
                 with torch.no_grad():
                     logits = target(x_adv)
                 doubtful = (right > 0) & (margin(logits, y) > -DOUBT[self.precision] * logits.abs().amax(dim=1))
-        passes = model.forward_images, model.backward_images
         if doubtful.any():
             with frozen(self.base, fast=False) as target:
                 model = self._seen(target, decides=False)  # to the end: it may not leave on a verdict that the judge does not share
@@ -88,26 +87,48 @@ class Search:
             passes = passes[0] + model.forward_images, passes[1] + model.backward_images
         return x_adv, predicted, right, (*passes, 0)
 
+    def _searched(
+        self,
+        target: nn.Module,
+        decides: bool,
+        name: str,
+        attack: Attack,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        budget: Budget,
+        rng: ImageRandom,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """x_adv, and images sent forward and backward."""
+        with drawn(is_random(self.base), self.seed, "attack", name, int(ids[0])):
+            model = self._seen(target, decides)
+            x_adv = self._attack(attack, model, x, y, ids, budget, rng)
+        return x_adv, (model.forward_images, model.backward_images)
+
     def _looked_up(
-        self, crafted: Crafted, name: str, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
-        """As a call; only the images of which nothing was found before are attacked."""
+        self, crafted: Crafted, name: str, attack: Attack, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
+    ) -> tuple[Tensor, tuple[int, int], int]:
+        """As `_searched`, and how many images were found before; only the others are attacked."""
         places, (made, examples) = crafted.places(ids), crafted.stage(name)
-        new, forward, backward = (~made[places]).nonzero()[:, 0], 0, 0
+        new, passes = (~made[places]).nonzero()[:, 0], (0, 0)
         if len(new):
             here = new.to(x.device)
-            search = replace(self, crafted=None)
-            found, _, _, (forward, backward, _) = search(name, attack, judge, x[here], y[here], ids[here], budget, rng[here])
+            with frozen(self.base) as target:
+                found, passes = self._searched(target, False, name, attack, x[here], y[here], ids[here], budget, rng[here])
             examples[places[new]], made[places[new]] = found.to("cpu", torch.float32), True
         x_adv = examples[places].to(x.device, x.dtype)
-        return x_adv, *judge(x_adv, y, ids), (forward, backward, len(ids) - len(new))
+        check_images(x_adv, x, budget, f"{type(attack).__name__} (kept in {crafted.path})")
+        return x_adv, passes, len(ids) - len(new)
 
     def _seen(self, target: nn.Module, decides: bool) -> Counted:
         stochastic = is_random(target)
         if isinstance(self.view, Queries):
             target = Queries(target, self.view.answers)
-        elif stochastic and self.eot_samples > 1:
-            target = Averaged(target, self.eot_samples)
+        elif stochastic:
+            if isinstance(target, Defended):
+                target = target.one_draw()  # EOT averages single draws; the verdict is the ensemble's
+            if self.eot_samples > 1:
+                target = Averaged(target, self.eot_samples)
         return Counted(target, decides, stochastic)
 
     def _attack(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

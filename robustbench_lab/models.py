@@ -136,6 +136,10 @@ class Defended(nn.Module):
         learned = [front for front in self.fronts if front.learned]
         return Defended(self.network, learned, self.passes, self.stochastic, self.own_loss)  # type: ignore[arg-type]
 
+    def one_draw(self) -> Defended:
+        """The same stages, sharing their weights, whose prediction averages nothing: what is learned and searched where it is random."""
+        return Defended(self.network, list(self.fronts), 1, self.stochastic, self.own_loss)  # type: ignore[arg-type]
+
     @property
     def fast_copy(self) -> FastCopy | None:
         """The copy that `frozen` hands out, if one is attached."""

@@ -90,13 +90,13 @@ def _about_figures(table: Table) -> str:
     )
 
 
-def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim], output_root: Path) -> str:
+def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim], output_root: Path, pictures: bool = False) -> str:
     """The page: the grid, every figure with interval, n, difference and verdict, claims, findings, and where it all came from."""
     lines = [f"# {table.title}", ""]
     if table.profile != "paper":
         lines += [f"## PROFILE {table.profile.upper()}: NOT A REPRODUCTION", ""]
     lines += [f"Profile: {PROFILES[table.profile]}. Source: {table.source}.", ""]
-    if table.figure and any(cell.record for cell in cells):
+    if pictures:
         lines += [f"![{table.title}]({table.name.rpartition('/')[2]}.png)", ""]
     lines += [grid(table, cells), ""]
     if notes := footnotes(cells):
@@ -116,7 +116,8 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
     lines += [f"Every figure ({_about_figures(table)}):", "", _markdown_table(head, rows), ""]
     kind = table.published["kind"] if table.profile != "smoke" else "none"
     if kind == "exact":
-        lines += [f"Published figures: exact, {table.published['source']}; within the band: {bands(table)}.", ""]
+        judged = f"within the band: {bands(table)}" if table.profile == "paper" else "nothing is compared"
+        lines += [f"Published figures: exact, {table.published['source']}; {judged}.", ""]
     elif kind == "claim":
         lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
     if claims:
@@ -201,7 +202,8 @@ def _training(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError):
         speed = ["-", "-"]
     seconds = _number(record.get("seconds"), ".0f")
-    return [folder.name, str(record.get("epochs", "-")), *speed, seconds, str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
+    where = [str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
+    return [folder.name, str(record.get("epochs", "-")), *speed, seconds, *where]
 
 
 def latex(table: Table, cells: Sequence[Cell]) -> str:

@@ -125,6 +125,8 @@ class Costs:
             for path in (folder / "evaluate").glob(f"*/{RECORD_FILE}"):
                 with suppress(LabError, KeyError, TypeError):
                     record = read_json(path)
+                    if any(record.get("examples_from_before", ())):
+                        continue  # it did not search
                     for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):
                         self._attacking.setdefault(key, []).append(float(record["seconds"]))
 

@@ -35,9 +35,12 @@ class Rules:
     def read(cls, profile: str) -> Rules:
         path = RULES / f"{profile}.yaml"
         try:
-            return cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+            rules = cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
         except (TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
             raise LabError(f"{path}: {error}") from error
+        if rules.curve_points is not None and rules.curve_points < 2:
+            raise LabError(f"{path}: curve_points: expected 2 or more, or null, got {rules.curve_points}")
+        return rules
 
     def applied(self, words: Sequence[str]) -> list[str]:
         """A cell's words, changed."""

@@ -4,8 +4,8 @@
     python scripts/publish_reference.py efficient_defenses/table1 [--suffix nvidia-h200]
 
 Writes the table's .md, .csv and .tex, and its figure, anew from the records, and copies for each run and evaluation behind its cells
-run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure (not the weights). Stops if a cell is missing, or if a model was trained or attacked with
-uncommitted changes in the code.
+run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure (not the weights). Stops if a cell is missing, or
+if a model was trained or attacked with uncommitted changes in the code.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Pat
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
     write(table, cells, output_root)
+    kinds = ("md", "csv", "tex", *(("png", "svg") if table.figure else ()))
+    if absent := [kind for kind in kinds if not (output_root / "tables" / f"{name}.{kind}").exists()]:
+        raise SystemExit(f"error: {name} could not be drawn: {', '.join(absent)} are missing")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for kind in ("md", "csv", "tex", *(("png", "svg") if table.figure else ())):
+    for kind in kinds:
         shutil.copy(output_root / "tables" / f"{name}.{kind}", target)
     for run in runs.values():
         copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))

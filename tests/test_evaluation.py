@@ -132,6 +132,42 @@ def test_what_was_found_on_a_source_is_tried_on_other_models_and_searched_once(d
     np.testing.assert_allclose(two.distance[[0, 1, 3, 4]], plain.distance[[0, 1, 3, 4]], atol=1e-7)
 
 
+def test_a_search_that_goes_on_is_written_now_and_then(data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "crafted.npz"
+    crafted = crafted_on(data, path)
+    crafted.stage("pgd")[0][0] = True
+    crafted.save(60.0, last=False)
+    assert not path.exists()
+    monkeypatch.setattr("robustbench_lab.crafted.SAVE_EVERY", -1.0)
+    crafted.save(60.0, last=False)
+    assert path.exists()
+    again = Crafted.of(path, data, afresh=True)
+    assert again is not None
+    assert (again.made, path.exists()) == ({}, False)
+
+
+def test_kept_examples_outside_the_ball_are_an_error(data: ImageSet, tmp_path: Path) -> None:
+    crafted = crafted_on(data, tmp_path / "crafted.npz")
+    made, x_adv = crafted.stage("Scripted")
+    made[:], x_adv[:] = True, data.images + 0.2
+    with pytest.raises(LabError, match=r"Scripted \(kept in .*crafted.npz\) left the budget"):
+        judged(Defended(Threshold()), data, shift(0.1), Defended(Threshold(-1.0)), crafted=crafted)
+
+
+def test_an_attack_on_the_whole_split_gets_it_whole(data: ImageSet, built: Callable[..., Any]) -> None:
+    """With the authors' index error, a batch of two is no part of a batch of five."""
+    sizes = []
+
+    class Counting(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    attack = built("attack", "minimal_fgsm_as_published")
+    judged(Defended(Counting()), data, attack, budget=Budget("linf", 1.0), batch_size=2, misclassified=True)
+    assert max(sizes) == 5
+
+
 def test_two_processes_add_to_one_file(data: ImageSet, tmp_path: Path) -> None:
     path = tmp_path / "crafted.npz"
     here, there = crafted_on(data, path), crafted_on(data, path)
@@ -544,6 +580,23 @@ class Learned(Half):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.0))
+
+
+def test_a_search_on_an_ensemble_differentiates_single_draws(data: ImageSet, built: Callable[..., Any]) -> None:
+    """An ensemble of 4 noisy passes: FGSM with EOT over 3 draws sends 3 passes an image, and the verdict 4."""
+
+    class Noisy(Threshold):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            type(self).calls += len(x)
+            return super().forward(x + 0.001 * torch.randn_like(x))
+
+    model = Defended(Noisy(), passes=4, stochastic=True)
+    outcome = judged(model, data, built("attack", "fgsm"), eot_samples=3, batch_size=5)
+    attacked = int((outcome.clean_right > 0).sum())
+    assert outcome.forward.tolist() == [3 * attacked]
+    assert Noisy.calls == 4 * 5 + 3 * attacked + 4 * attacked
 
 
 @pytest.mark.parametrize("answers", ["logits", "labels"])

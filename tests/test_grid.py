@@ -119,6 +119,21 @@ def test_smoke_needs_embedded_data_only(name):
             assert run is None or run.choices["dataset"] in ("digits", "circles", "moons")
 
 
+def test_a_claim_compares_figures_of_one_unit(written):
+    columns = [{"label": "a", "overrides": ["metric=[loss_sensitivity]"]}, {"label": "b", "metric": "metrics.loss_sensitivity"}]
+    claims = [{"text": "t", "source": "s", "holds_if": ["plain / a > plain / b"]}]
+    rows = [{"label": "plain", "overrides": ["metric=[loss_sensitivity]"]}]
+    with pytest.raises(LabError, match=re.escape("claims[0].holds_if: expected figures of one unit")):
+        read_table(written(rows=rows, columns=columns, claims=claims, published={"kind": "none"}, exceptions=[]))
+
+
+def test_a_curve_has_two_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("robustbench_lab.profiles.RULES", tmp_path)
+    (tmp_path / "smoke.yaml").write_text("{choices: {}, words: {}, everywhere: [], curve_points: 1}")
+    with pytest.raises(LabError, match="curve_points: expected 2 or more, or null, got 1"):
+        Rules.read("smoke")
+
+
 def curves(written, *labels, **more):
     columns = [{"label": label, "overrides": [f"budget.eps={label}"]} for label in labels]
     given = {"figure": {"kind": "curves", "x": "eps"}, "columns": columns, "published": {"kind": "none"}, "claims": [], "exceptions": []}

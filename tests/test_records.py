@@ -35,6 +35,13 @@ PACKAGE = Path(records.__file__).parent
 # Writing
 
 
+def test_an_interval_holds_its_share():
+    for n in (100, 360, 500, 1000, 10_000):
+        for successes in (0, 1, n - 1, n):
+            low, high = wilson_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+
+
 def test_write_makes_folders_and_leaves_only_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "file.json"
     write_bytes(path, b"old")

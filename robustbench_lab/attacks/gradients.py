@@ -77,6 +77,7 @@ class Attack(ABC):
     minimal: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
+    whole_split: ClassVar[bool] = False
 
     def check(self, budget: Budget) -> None:
         """Stop if this attack cannot search this ball."""

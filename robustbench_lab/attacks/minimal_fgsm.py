@@ -29,7 +29,7 @@ class MinimalFGSM(GradientAttack):
 
     step, largest: of the grid, in fractions of the pixel range. In a finite ball the grid ends at its eps.
     version: fixed, or as_published: with the authors' index error. Its result depends on the batch and the order of the images
-        (`batchwise`): evaluate with one batch for the whole set.
+        (`batchwise`): an evaluation takes the whole set as one.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
@@ -51,6 +51,11 @@ class MinimalFGSM(GradientAttack):
     @property
     def batchwise(self) -> bool:  # type: ignore[override]
         """Whether an image's result depends on its batch."""
+        return self.version == "as_published"
+
+    @property
+    def whole_split(self) -> bool:  # type: ignore[override]
+        """Whether an evaluation hands over all images at once: the authors' batch was the whole set."""
         return self.version == "as_published"
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from robustbench_lab.jobs.tables import Cell
 
 MOST_ADDED = 600  # added points that one plane shows
+NEEDED = {
+    EXAMPLES_FILE: {"index", "x", "delta", "label", "clean_prediction", "prediction"},
+    PLANE_FILE: {"probability", "points", "labels", "extra", "extra_labels"},
+}
 
 
 def drawn(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
@@ -34,11 +38,17 @@ def _curves(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure:
     series = []
     for row in table.rows:
         own = [cell for cell in cells if cell.row == row.label]
-        ends = [cell.interval or (None, None) for cell in own]
         points = [(float(cell.column), cell.published) for cell in own if cell.published is not None]
-        low, high = ([end[i] for end in ends] for i in (0, 1))
+        low, high = ([_end(cell, i) for cell in own] for i in (0, 1))
         series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
     return curves_figure([Panel(_subject(table), series)], 1, table.figure["x"], "accuracy, %", _footer(table, cells))
+
+
+def _end(cell: Cell, end: int) -> float | None:
+    """An end of the interval, which holds the value; at 0 and 100 % rounding may have put it a hair on the wrong side."""
+    if cell.interval is None or cell.value is None:
+        return None
+    return min(cell.interval[0], cell.value) if end == 0 else max(cell.interval[1], cell.value)
 
 
 def _pictures(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
@@ -93,7 +103,12 @@ def _plane(arrays: dict[str, np.ndarray]) -> Plane:
 
 def _arrays(cell: Cell, name: str, output_root: Path) -> dict[str, np.ndarray] | None:
     path = cell.evaluation.folder(output_root) / name
-    return read_arrays(path) if cell.record is not None and path.exists() else None
+    if cell.record is None or not path.exists():
+        return None
+    arrays = read_arrays(path)
+    if missing := sorted(NEEDED[name] - arrays.keys()):
+        raise LabError(f"{path} is damaged: it lacks {', '.join(missing)}; evaluate again with force=true")
+    return arrays
 
 
 def _subject(table: Table) -> str:

@@ -72,6 +72,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
     attack.check(budget)
     check_view(threat_model, attack)
+    check_choice(cfg, attack)
     measures = measures_of(evaluation, attack)
     look, how = panel_of(cfg), how_of(cfg)
     digests = {"run": digest_of(evaluation.run, output_root)}
@@ -93,9 +94,9 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     def load(split: Any) -> ImageSet:
         return dataset.load(split, root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
 
-    data = load("test")
+    whole = data = load("test")
     if (first := evaluation.config.get("test_first")) is not None:
-        data = data.subset(torch.arange(min(first, len(data))))
+        data = whole.subset(torch.arange(min(first, len(whole))))
 
     with locked(folder, log.info), leaving_error(folder):
         if not cfg.force and _finished(folder, digests, key):
@@ -108,13 +109,16 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             train = _images(load("train")) if any(measure.needs_train for measure in measures.values()) else None
             measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
-                measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data)
+                measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data, afresh=cfg.force)
             record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
             if data.shape == SHAPE:
-                write_arrays(folder / PLANE_FILE, **_plane(evaluation.run, defended, defense, load("train"), output_root, device))
+                try:
+                    write_arrays(folder / PLANE_FILE, **_plane(evaluation.run, defended, defense, load("train"), output_root, device))
+                except LabError as error:  # the run that it learned from may be gone by now
+                    log.warning("no picture of what was learned: %s", error)
         if key is not None:
             arrays = read_arrays(folder / OUTCOME_FILE)
-            facts = panel_facts(look, key, evaluation.run, defended, data, how, output_root, cfg.force)
+            facts = panel_facts(look, key, evaluation.run, defended, whole, how, output_root, cfg.force)
             record["panel"] = {"key": key} | {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run")}
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
             found = {sign["code"]: sign for sign in [*signs(look.panel, facts), *compared(look.panel, facts, record, verdicts)]}
@@ -147,7 +151,7 @@ def _attacked(
         arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
         write_arrays(partial, mark=np.array(mark), **arrays)
         if (crafted := how.get("crafted")) is not None:
-            crafted.save(float(outcome.seconds.sum()))
+            crafted.save(float(outcome.seconds.sum()), last=bool(outcome.done.all()))
 
     known = None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy())
     outcome = evaluate(defended, view, data, attack, budget, **how, outcome=known, save=save)
@@ -155,6 +159,7 @@ def _attacked(
     write_arrays(
         folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
         right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
+        **({"after": outcome.after} if how["misclassified"] else {}),
         **{f"metric.{name}": values for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)},
     )  # fmt: skip
     write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
@@ -176,7 +181,8 @@ def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path
     """Where what the attack finds on the source is kept: a name for everything that it depends on."""
     assert evaluation.source is not None
     aside = ("threat_model", "metric", "verdict_draws", "attack_misclassified")
-    content = {name: part for name, part in evaluation.config.items() if name not in aside} | {"digest": digest}
+    images = evaluation.run.config["dataset"]  # the attacked run's: the source may have learned from others
+    content = {name: part for name, part in evaluation.config.items() if name not in aside} | {"digest": digest, "dataset": images}
     return evaluation.source.folder(output_root) / "crafted" / f"{evaluation.choices['attack']}-{fingerprint(content)}.npz"
 
 
@@ -196,15 +202,21 @@ def _images(data: ImageSet) -> torch.Tensor:
     return (data.in_memory() if isinstance(data, StreamedImageSet) else data).images
 
 
+def check_choice(cfg: DictConfig, attack: Attack) -> None:
+    """Stop, before anything is loaded, if the images cannot be chosen so."""
+    more, first = cfg.attack_misclassified, cfg.test_first
+    require(isinstance(more, bool), "attack_misclassified", "true or false", more)
+    require(not more or len(attack.stages()) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", more)
+    counted = isinstance(first, int) and not isinstance(first, bool) and first >= 1
+    require(first is None or counted, "test_first", "a whole number >= 1, or null", first)
+
+
 def how_of(cfg: DictConfig) -> dict[str, Any]:
     """What evaluate() takes beside models, images, attack and ball."""
     for name in ("batch_size", "verdict_draws", "eot_samples"):
         require(isinstance(cfg[name], int) and not isinstance(cfg[name], bool) and cfg[name] >= 1, name, "a whole number >= 1", cfg[name])
     require(cfg.search_precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", cfg.search_precision)
     require(isinstance(cfg.attack_seed, int), "attack_seed", "a whole number", cfg.attack_seed)
-    require(isinstance(cfg.attack_misclassified, bool), "attack_misclassified", "true or false", cfg.attack_misclassified)
-    first = cfg.test_first
-    require(first is None or (isinstance(first, int) and first >= 1), "test_first", "a whole number >= 1, or null", first)
     return {
         "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
         "precision": cfg.search_precision,

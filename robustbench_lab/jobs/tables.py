@@ -201,15 +201,29 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     path = base.with_name(base.name + ".md")
     write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
     write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
-    write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root).encode())
+    pictures = _write_figure(table, cells, output_root)
+    write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root, pictures=bool(pictures)).encode())
     print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
-    kinds = ".csv, .tex"
-    if (figure := drawn(table, cells, output_root)) is not None:
-        for suffix, content in zip((".png", ".svg"), files_of(figure), strict=True):
-            write_bytes(base.with_name(base.name + suffix), content)
-        kinds += ", .png, .svg"
-    log.info("written: %s, %s", path, kinds)
+    log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path
+
+
+def _write_figure(table: Table, cells: Sequence[Cell], output_root: Path) -> list[str]:
+    """Draw the table's figure, if it has one, and return the suffixes of its files; one of earlier records does not stay."""
+    base = table_file(table, output_root)
+    files = [base.with_name(base.name + suffix) for suffix in (".png", ".svg")]
+    try:
+        figure = drawn(table, cells, output_root)
+    except LabError as error:
+        log.warning("%s has no figure: %s", table.name, error)
+        figure = None
+    if figure is None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        return []
+    for file, content in zip(files, files_of(figure), strict=True):
+        write_bytes(file, content)
+    return [file.suffix for file in files]
 
 
 def table_file(table: Table, output_root: Path) -> Path:

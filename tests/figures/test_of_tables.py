@@ -11,7 +11,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures import of_tables
 from robustbench_lab.grid import read_table, reshaped
 from robustbench_lab.jobs.tables import cells_of, write
-from robustbench_lab.records import PLANE_FILE
+from robustbench_lab.records import PLANE_FILE, wilson_interval
 
 
 @pytest.fixture
@@ -110,6 +110,29 @@ def test_the_figure_stands_beside_the_table(outputs):
     assert f"![{table.title}](figure3.png)" in path.read_text()
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert path.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_a_figure_that_fails_stops_no_table(outputs, caplog):
+    table, cells = filled("efficient_defenses/figure1", outputs)
+    path = write(table, cells, outputs)
+    assert path.with_suffix(".png").exists()
+    np.savez(cells[0].evaluation.folder(outputs) / "examples.npz", x=np.zeros(3))
+    path = write(table, cells, outputs)
+    assert "has no figure" in caplog.text
+    assert "it lacks clean_prediction, delta, index, label, prediction" in caplog.text
+    assert not path.with_suffix(".png").exists(), "one of earlier records does not stay"
+    assert "figure1.png" not in path.read_text()
+
+
+def test_a_curve_may_touch_the_ends_of_the_axis(outputs):
+    table = read_table("efficient_defenses/figure3")
+    for cell, robust in zip(cells_of(table, outputs)[1:3], (0, 360), strict=True):
+        low, high = wilson_interval(robust, 360)
+        fake_records.train(cell.evaluation.run, outputs)
+        off = [max(low, 2.7e-20), min(high, 0.99999999999999)]  # as older records have it
+        fake_records.evaluate(cell.evaluation, outputs, 360, robust, 360, robust_interval=off)
+    assert [cell.value for cell in cells_of(table, outputs)[1:3]] == [0, 100]
+    assert of_tables.drawn(table, cells_of(table, outputs), outputs) is not None
 
 
 def test_nothing_measured_is_nothing_drawn(outputs):

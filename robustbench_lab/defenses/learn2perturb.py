@@ -1,0 +1,160 @@
+"""Learn2Perturb: Gaussian noise on features, whose standard deviation is learned for each place of each map.
+
+Source: Jeddi, Shafiee, Karg, Scharfenberger and Wong 2020 (Learn2Perturb), arXiv:2003.01090, section 3 and eq. 7; the authors' code,
+ArmenJeddi/Learn2Perturb (train.py, main.py, models/).
+Readings: noise falls before the first activation and the last one of each residual block, as in that code; a network without such blocks
+(VGG) has it before every activation, each convolution being a block of its own.
+Where we differ from that code: tau is the harmonic number of the epochs with noise, the present one included, so that it is 1 in the first
+(there 0, by which it divides); noise is drawn for each image (there one map for a whole batch: `per_image` false); the two steps of sigma
+have a momentum each (there one, to the same total); the search runs in eval mode and leaves no trace (there the model stays in train
+mode), and the predictions that it takes as labels come from a pass of its own.
+Limits: an attacker who averages no draws sees noisy gradients and finds less; judge with eot_samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.attacks.gradients import require_count
+from robustbench_lab.defenses.base import AdversarialDefense, Batch, Player, require_epoch, require_weight
+from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
+from robustbench_lab.noise import NoiseLayer, noise_layers, parameter_groups
+from robustbench_lab.threats import is_number, require
+
+
+class NoisyActivation(NoiseLayer):
+    """activation(x + sigma * N(0, 1)) on features [B, *shape]; `sigma`, of that shape, is learned.
+
+    Whether the noise has begun is kept with the weights.
+    """
+
+    def __init__(self, activation: nn.Module, shape: torch.Size, sigma: float, per_image: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.sigma = nn.Parameter(torch.full(shape, float(sigma)))
+        self.per_image = per_image
+
+    def scales(self) -> list[nn.Parameter]:
+        return [self.sigma]
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.active)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.active = bool(state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.active:
+            noise = torch.randn_like(x if self.per_image else self.sigma)
+            x = x + (self.sigma * noise).to(x.dtype)
+        return self.activation(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn2Perturb(AdversarialDefense):
+    """Two turns a step: sigma raises (gamma / tau) * sum sqrt(sigma), then weights and sigma together lower the task's loss.
+
+    That loss is CE(x) before `start_epoch`, then clean_weight * CE(x) + adversarial_weight * CE(x_adv). Before `noise_start_epoch` there is
+    no noise, and sigma keeps its first value.
+    sigma: that value. smallest_sigma: what sigma is cut at after each step. per_image: noise for each image, or one map for the batch.
+    image_size: H and W of the images, which the maps' sizes follow from.
+    """
+
+    sigma: float
+    smallest_sigma: float
+    gamma: float
+    per_image: bool
+    image_size: int
+    noise_start_epoch: int
+    clean_weight: float
+    adversarial_weight: float
+    start_epoch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("sigma", "smallest_sigma", "gamma"):
+            value = getattr(self, key)
+            require(is_number(value) and 0 < value < math.inf, key, "a finite number > 0", value)
+        require(self.sigma >= self.smallest_sigma, "sigma", f"at least smallest_sigma, {self.smallest_sigma}", self.sigma)
+        require(isinstance(self.per_image, bool), "per_image", "true or false", self.per_image)
+        require_count(self.image_size, "image_size")
+        require_epoch(self.noise_start_epoch, "noise_start_epoch")
+        require_weight(self.clean_weight, "clean_weight")
+        require_weight(self.adversarial_weight, "adversarial_weight")
+        require_epoch(self.start_epoch, "start_epoch")
+
+    def build(self, make_net: Callable[[], nn.Module]) -> Defended:
+        net = make_net()
+        assert isinstance(net, Classifier)
+        shapes, inside = input_shapes(net, self.image_size), inner_activations(net)
+
+        def noisy(relu: nn.Module) -> nn.Module:
+            return relu if relu in inside else NoisyActivation(relu, shapes[relu], self.sigma, self.per_image)
+
+        replace_modules(net, nn.ReLU, noisy)
+        for layer in noise_layers(net):
+            layer.active = False  # until the epoch in which noise begins
+        return Defended(net, stochastic=True)
+
+    def tau(self, epoch: int) -> float:
+        """1 + 1/2 + ... + 1/n in the n-th epoch with noise."""
+        return sum(1 / n for n in range(1, epoch - self.noise_start_epoch + 2))
+
+    def regulariser(self, model: Defended, batch: Batch) -> Tensor:
+        """-(gamma / tau) * sum sqrt(sigma) over all maps (eq. 7); 0, without slope, before the noise begins."""
+        maps = [scale for layer in noise_layers(model) for scale in layer.scales()]
+        if batch.epoch < self.noise_start_epoch:
+            return 0 * torch.stack([sigma.sum() for sigma in maps]).sum()
+        return -self.gamma / self.tau(batch.epoch) * torch.stack([sigma.sqrt().sum() for sigma in maps]).sum()
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        for layer in noise_layers(model):
+            layer.active = batch.epoch >= self.noise_start_epoch
+        if batch.epoch < self.start_epoch or not self.adversarial_weight:
+            return cross_entropy(model(batch.x), batch.y).mean()
+        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
+        total = x_adv.new_zeros(())
+        if self.clean_weight:
+            total = total + self.clean_weight * cross_entropy(model(batch.x), batch.y).mean()
+        return total + self.adversarial_weight * cross_entropy(model(x_adv), batch.y).mean()
+
+    def players(self, model: Defended) -> list[Player]:
+        return [
+            Player("noise", parameter_groups(model)[1:], self.regulariser),  # type: ignore[arg-type]  # groups, which optimisers take too
+            Player("model", parameter_groups(model), self.loss),  # type: ignore[arg-type]
+        ]
+
+    @torch.no_grad()
+    def after_step(self, model: Defended) -> None:
+        for layer in noise_layers(model):
+            for sigma in layer.scales():
+                sigma.clamp_(min=self.smallest_sigma)
+
+
+def inner_activations(net: nn.Module) -> set[nn.Module]:
+    """The ReLUs inside of residual blocks: where a module that is no chain holds several, all but the last."""
+    blocks = [module for module in net.modules() if not isinstance(module, nn.Sequential)]
+    return {relu for block in blocks for relu in [child for child in block.children() if isinstance(child, nn.ReLU)][:-1]}
+
+
+def input_shapes(net: Classifier, image_size: int) -> dict[nn.Module, torch.Size]:
+    """The shape of one image's features before each ReLU."""
+    shapes: dict[nn.Module, torch.Size] = {}
+
+    def look(relu: nn.Module, inputs: tuple[Tensor]) -> None:
+        shapes[relu] = inputs[0].shape[1:]
+
+    handles = [module.register_forward_pre_hook(look) for module in net.modules() if isinstance(module, nn.ReLU)]
+    channels = net.normalise.mean.shape[1]  # type: ignore[union-attr,index]
+    was_training = net.training
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, channels, image_size, image_size))  # type: ignore[arg-type]
+    net.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return shapes

@@ -1,0 +1,129 @@
+"""Parametric noise injection (PNI): weights or activations with Gaussian noise, whose strength is trained with them.
+
+Source: He, Rakin and Fan 2019 (PNI), arXiv:1811.09310, section 3, and eq. 5 for the loss; elliothe/CVPR_2019_PNI
+(code/models/noise_layer.py, code/main.py).
+Readings: the public code has noise on weights and on the normalised image; of PNI-A-a and PNI-A-b we take a for after, b for before the
+layer.
+Where we differ: an activation's or image's noise has the standard deviation of that one image's values, there of the whole batch's: what
+a model says of an image does not depend on its neighbours. The predictions that the search takes as labels come from a pass in eval mode
+of its own.
+Limits: one draw of the weights serves a whole batch; an attacker who averages no draws sees noisy gradients: judge with eot_samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustbench_lab.defenses.base import AdversarialDefense, Batch, Player, require_epoch, require_weight
+from robustbench_lab.models import Defended, Normalise, cross_entropy, replace_modules
+from robustbench_lab.noise import NoiseLayer, parameter_groups
+from robustbench_lab.threats import is_number, per_image, require
+
+PLACES = ("weight", "input", "output", "image")
+SHARES = ("layer", "channel", "element")
+
+
+def injected(values: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
+    """values + alpha * N(0, std^2), where neither the draw nor its standard deviation has a gradient."""
+    return torch.addcmul(values, alpha, torch.randn_like(values).mul_(std))
+
+
+def std_per_image(values: Tensor) -> Tensor:
+    """The standard deviation of each image's values, [B] shaped to multiply [B, ...]."""
+    flat = values.detach().flatten(1)
+    length = torch.linalg.vector_norm(flat - flat.mean(dim=1, keepdim=True), dim=1)  # flat.std takes ten times as long on a CPU
+    return per_image(length / (flat.shape[1] - 1) ** 0.5, values)
+
+
+class NoisyLayer(NoiseLayer):
+    """A layer with noise on its weight, its input or its output, or several of these.
+
+    alpha: what each noise is multiplied by at first; then it is learned. share: whether the weight's is one number, one for each output
+    channel or one for each element.
+    """
+
+    def __init__(self, layer: nn.Module, places: Sequence[str], alpha: float, share: str) -> None:
+        super().__init__()
+        self.layer = layer
+        shapes: dict[str, list[int]] = {place: [] for place in places}
+        if "weight" in shapes and share != "layer":
+            outputs, *others = layer.get_parameter("weight").shape
+            shapes["weight"] = [outputs, *others] if share == "element" else [outputs, *(1 for _ in others)]
+        self.alpha = nn.ParameterDict({place: nn.Parameter(torch.full(shape, float(alpha))) for place, shape in shapes.items()})
+
+    def scales(self) -> list[nn.Parameter]:
+        return list(self.alpha.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return self.layer(x)
+        if "input" in self.alpha:
+            x = injected(x, self.alpha["input"], std_per_image(x))
+        y = self._with_noisy_weight(x) if "weight" in self.alpha else self.layer(x)
+        return injected(y, self.alpha["output"], std_per_image(y)) if "output" in self.alpha else y
+
+    def _with_noisy_weight(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = injected(layer.weight, self.alpha["weight"], layer.weight.detach().std())
+        if isinstance(layer, nn.Conv2d):
+            return layer._conv_forward(x, weight, layer.bias)  # which knows the layer's stride and padding
+        return F.linear(x, weight, layer.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParametricNoiseInjection(AdversarialDefense):
+    """clean_weight * CE(x) + adversarial_weight * CE(x_adv); CE(x) alone before `start_epoch`; each pass, the search's too, has new noise.
+
+    places: where each convolution and linear layer has noise: weight (PNI-W), output (PNI-A-a), input (PNI-A-b); image is the normalised
+    image (PNI-I). alpha: the noise in standard deviations of what it is added to, at first; trained like a weight, without weight decay.
+    share: whether a weight's alpha is one per layer, channel or element; elsewhere it is one per layer.
+    """
+
+    places: Sequence[str]
+    alpha: float
+    share: str
+    clean_weight: float
+    adversarial_weight: float
+    start_epoch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = self.places
+        valid = isinstance(places, Sequence) and not isinstance(places, str) and len(places) and set(places) <= set(PLACES)
+        require(bool(valid), "places", f"a list of one or more of {', '.join(PLACES)}", places)
+        require(is_number(self.alpha) and 0 <= self.alpha < math.inf, "alpha", "a finite number >= 0", self.alpha)
+        require(self.share in SHARES, "share", f"one of {', '.join(SHARES)}", self.share)
+        require(self.share == "layer" or "weight" in places, "share", "layer where there is no noise on weights", self.share)
+        require_weight(self.clean_weight, "clean_weight")
+        require_weight(self.adversarial_weight, "adversarial_weight")
+        require_epoch(self.start_epoch, "start_epoch")
+
+    def build(self, make_net: Callable[[], nn.Module]) -> Defended:
+        net = make_net()
+        places = [place for place in self.places if place != "image"]
+        if places:
+            convolutions = any(isinstance(module, nn.Conv2d) for module in net.modules())  # a perceptron has none
+            for kind in (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,):
+                replace_modules(net, kind, lambda layer: NoisyLayer(layer, places, self.alpha, self.share))
+        if "image" in self.places:
+            replace_modules(net, Normalise, lambda layer: NoisyLayer(layer, ["output"], self.alpha, "layer"))
+        return Defended(net, stochastic=True)
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        if batch.epoch < self.start_epoch or not self.adversarial_weight:
+            return cross_entropy(model(batch.x), batch.y).mean()
+        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
+        total = x_adv.new_zeros(())
+        if self.clean_weight:
+            total = total + self.clean_weight * cross_entropy(model(batch.x), batch.y).mean()
+        return total + self.adversarial_weight * cross_entropy(model(x_adv), batch.y).mean()
+
+    def players(self, model: Defended) -> list[Player]:
+        return [Player("model", parameter_groups(model), self.loss)]  # type: ignore[arg-type]  # groups, which optimisers take too
