@@ -359,7 +359,6 @@ def test_a_costly_transfer_is_searched_once(lab, trained, tiny, monkeypatch):
     first, second = (record_in(run) for run in sorted(trained.parent.glob("*-label_smoothing-*"), key=lambda run: "-s1-" in run.name))
     assert first["examples_from_before"] == [0]
     assert 0 < second["examples_from_before"][0] <= second["attacked"]
-    assert second["forward_per_attacked_image"] < first["forward_per_attacked_image"]
     (file,) = (trained / "crafted").glob("fgsm-*.npz")
     assert np.load(file)["made.FGSM"].sum() >= second["attacked"]
     (run,) = trained.parent.glob("*-label_smoothing-s1-*")
