@@ -1,4 +1,4 @@
-"""What defenses with learned noise share: layers that know whether they add it, and who is spared weight decay."""
+"""What defenses with noise in their layers share: layers that know whether they draw it, and who is spared weight decay."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from robustbench_lab.errors import LabError
 
 
 class NoiseLayer(nn.Module):
-    """A layer that adds noise while `active`, in train and eval mode, drawn anew in each pass from the global generator.
+    """A layer with noise while `active`, in train and eval mode, drawn anew in each pass from the global generator.
 
-    Without noise it is the layer that it replaced, bit for bit.
+    Without noise it is what it replaced, bit for bit.
     """
 
     def __init__(self) -> None:
@@ -22,8 +22,8 @@ class NoiseLayer(nn.Module):
         self.active = True
 
     def scales(self) -> list[nn.Parameter]:
-        """What it has learned of its noise."""
-        raise NotImplementedError
+        """What it has learned of its noise, and no weight decay shall shrink."""
+        return []
 
 
 def noise_layers(model: nn.Module) -> list[NoiseLayer]:

@@ -11,8 +11,7 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -23,26 +22,25 @@ from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_weight
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, cross_entropy
+from robustbench_lab.noise import NoiseLayer
 from robustbench_lab.threats import is_number, require
 
 KL = ("sum", "as_released")
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 
 
-class Gaussian(nn.Module):
+class Gaussian(NoiseLayer):
     """A parametrisation: each reading of the weight is a draw from N(mean, exp(log_sigma)^2), entry by entry, of the weight's shape.
 
-    The mean is the weight that was there (`original`). Draws come from the global generator and are differentiable in mean and log_sigma.
-    sampled: false reads the mean, bit for bit.
+    The mean is the weight that was there (`original`), and what is read without noise. Draws are differentiable in mean and log_sigma.
     """
 
     def __init__(self, mean: Tensor, sigma: float) -> None:
         super().__init__()
         self.log_sigma = nn.Parameter(torch.full_like(mean, math.log(sigma)))
-        self.sampled = True
 
     def forward(self, mean: Tensor) -> Tensor:
-        if not self.sampled:
+        if not self.active:
             return mean
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)  # whatever the memory format: the same draw
         return torch.addcmul(mean, self.log_sigma.exp(), noise)
@@ -75,20 +73,6 @@ def divergence(layers: Sequence[nn.Module], prior_sigma: float) -> Tensor:
     """KL(q || N(0, prior_sigma^2)), summed over the layers' weights: a scalar."""
     weights = [weight for layer in layers for weight in layer.parametrizations.values()]  # type: ignore[union-attr, operator]
     return torch.stack([weight[0].divergence(weight.original, prior_sigma) for weight in weights]).sum()
-
-
-@contextmanager
-def posterior_mean(model: nn.Module) -> Iterator[None]:
-    """Within it no weight is drawn: the network of the means."""
-    gaussians = [module for module in model.modules() if isinstance(module, Gaussian)]
-    before = [gaussian.sampled for gaussian in gaussians]
-    for gaussian in gaussians:
-        gaussian.sampled = False
-    try:
-        yield
-    finally:
-        for gaussian, sampled in zip(gaussians, before, strict=True):
-            gaussian.sampled = sampled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,10 +37,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Player:
-    """One side of alternating training: its parameters get their own optimiser, which lowers its loss once a step."""
+    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss once a step."""
 
     name: str
-    parameters: Iterable[nn.Parameter]
+    parameters: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
     loss: Callable[[Defended, Batch], Tensor]
 
 
@@ -85,7 +87,7 @@ class Defense:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyCopies(Defense):
+class NoisyCopies(Defense, ABC):
     """Cross-entropy on each image and `noisy_copies` copies of it, each with its own `noise`.
 
     include_clean: whether the original is one of the copies.
@@ -103,9 +105,9 @@ class NoisyCopies(Defense):
         for key in ("include_clean", "resample_each_epoch", "clip"):
             require(isinstance(getattr(self, key), bool), key, "true or false", getattr(self, key))
 
+    @abstractmethod
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
         """What is added to images of this shape, [B, *shape]."""
-        raise NotImplementedError
 
     @property
     def copies(self) -> int:
@@ -144,6 +146,35 @@ class AdversarialDefense(Defense):
         """x_adv against the current weights in eval mode; leaves no trace in the model (BatchNorm statistics do not move)."""
         with frozen(model) as target:
             return self.attack(target, x, y, self.budget, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedDefense(AdversarialDefense):
+    """clean_weight * L(x) + adversarial_weight * L(x_adv); L(x) alone before `start_epoch`, and without an adversarial weight.
+
+    L is the model's own loss, cross-entropy unless the defense says otherwise. Whether the search uses the true labels or the model's
+    predictions is a knob of the attack. Both passes run in train mode, clean first.
+    """
+
+    clean_weight: float
+    adversarial_weight: float
+    start_epoch: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weight(self.clean_weight, "clean_weight")
+        require_weight(self.adversarial_weight, "adversarial_weight")
+        require_epoch(self.start_epoch, "start_epoch")
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        own = model.own_loss
+        if batch.epoch < self.start_epoch or not self.adversarial_weight:
+            return own(model(batch.x), batch.y).mean()
+        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
+        total = x_adv.new_zeros(())
+        if self.clean_weight:
+            total = total + self.clean_weight * own(model(batch.x), batch.y).mean()
+        return total + self.adversarial_weight * own(model(x_adv), batch.y).mean()
 
 
 def require_weight(value: object, key: str) -> None:

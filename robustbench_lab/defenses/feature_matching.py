@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_epoch, require_weight
+from robustbench_lab.defenses.base import MixedDefense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended
 from robustbench_lab.threats import is_number, require
@@ -61,8 +61,8 @@ class FullpleLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureMatching(AdversarialDefense):
-    """clean_weight * L(x) + adversarial_weight * L(x_adv) with the fullple loss L; L(x) alone before `start_epoch` (eq. 10).
+class FeatureMatching(MixedDefense):
+    """The weighted sum of `MixedDefense` (eq. 10), with the fullple loss.
 
     alpha_scale, beta_scale: eq. 7, multiplied by the root of the feature length.
     negatives: how the hinges of the other classes add up: sum, mean, or hardest (only the nearest).
@@ -73,18 +73,12 @@ class FeatureMatching(AdversarialDefense):
     beta_scale: float
     negatives: str
     embedding_std: float
-    clean_weight: float
-    adversarial_weight: float
-    start_epoch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("alpha_scale", "beta_scale", "embedding_std"):
             require(is_number(getattr(self, key)) and getattr(self, key) > 0, key, "a number > 0", getattr(self, key))
         require(self.negatives in NEGATIVES, "negatives", f"one of {', '.join(NEGATIVES)}", self.negatives)
-        require_weight(self.clean_weight, "clean_weight")
-        require_weight(self.adversarial_weight, "adversarial_weight")
-        require_epoch(self.start_epoch, "start_epoch")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -97,13 +91,3 @@ class FeatureMatching(AdversarialDefense):
     def fullple(self, length: int) -> FullpleLoss:
         """The loss for features of this length (eq. 7)."""
         return FullpleLoss(math.sqrt(length) * self.alpha_scale, math.sqrt(length) * self.beta_scale, self.negatives)
-
-    def loss(self, model: Defended, batch: Batch) -> Tensor:
-        fullple = model.own_loss
-        if batch.epoch < self.start_epoch or not self.adversarial_weight:
-            return fullple(model(batch.x), batch.y).mean()
-        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
-        total = x_adv.new_zeros(())
-        if self.clean_weight:
-            total = total + self.clean_weight * fullple(model(batch.x), batch.y).mean()
-        return total + self.adversarial_weight * fullple(model(x_adv), batch.y).mean()

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import require_count
-from robustbench_lab.defenses.base import AdversarialDefense, Batch, Player, require_epoch, require_weight
-from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
+from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_epoch
+from robustbench_lab.models import Classifier, Defended, replace_modules
 from robustbench_lab.noise import NoiseLayer, noise_layers, parameter_groups
 from robustbench_lab.threats import is_number, require
 
@@ -56,7 +56,7 @@ class NoisyActivation(NoiseLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learn2Perturb(AdversarialDefense):
+class Learn2Perturb(MixedDefense):
     """Two turns a step: sigma raises (gamma / tau) * sum sqrt(sigma), then weights and sigma together lower the task's loss.
 
     That loss is CE(x) before `start_epoch`, then clean_weight * CE(x) + adversarial_weight * CE(x_adv). Before `noise_start_epoch` there is
@@ -71,9 +71,6 @@ class Learn2Perturb(AdversarialDefense):
     per_image: bool
     image_size: int
     noise_start_epoch: int
-    clean_weight: float
-    adversarial_weight: float
-    start_epoch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,9 +81,6 @@ class Learn2Perturb(AdversarialDefense):
         require(isinstance(self.per_image, bool), "per_image", "true or false", self.per_image)
         require_count(self.image_size, "image_size")
         require_epoch(self.noise_start_epoch, "noise_start_epoch")
-        require_weight(self.clean_weight, "clean_weight")
-        require_weight(self.adversarial_weight, "adversarial_weight")
-        require_epoch(self.start_epoch, "start_epoch")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -115,18 +109,12 @@ class Learn2Perturb(AdversarialDefense):
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         for layer in noise_layers(model):
             layer.active = batch.epoch >= self.noise_start_epoch
-        if batch.epoch < self.start_epoch or not self.adversarial_weight:
-            return cross_entropy(model(batch.x), batch.y).mean()
-        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
-        total = x_adv.new_zeros(())
-        if self.clean_weight:
-            total = total + self.clean_weight * cross_entropy(model(batch.x), batch.y).mean()
-        return total + self.adversarial_weight * cross_entropy(model(x_adv), batch.y).mean()
+        return super().loss(model, batch)
 
     def players(self, model: Defended) -> list[Player]:
         return [
-            Player("noise", parameter_groups(model)[1:], self.regulariser),  # type: ignore[arg-type]  # groups, which optimisers take too
-            Player("model", parameter_groups(model), self.loss),  # type: ignore[arg-type]
+            Player("noise", parameter_groups(model)[1:], self.regulariser),
+            Player("model", parameter_groups(model), self.loss),
         ]
 
     @torch.no_grad()

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustbench_lab.defenses.base import AdversarialDefense, Batch, Player, require_epoch, require_weight
-from robustbench_lab.models import Defended, Normalise, cross_entropy, replace_modules
+from robustbench_lab.defenses.base import MixedDefense, Player
+from robustbench_lab.models import Defended, Normalise, replace_modules
 from robustbench_lab.noise import NoiseLayer, parameter_groups
 from robustbench_lab.threats import is_number, per_image, require
 
@@ -78,7 +78,7 @@ class NoisyLayer(NoiseLayer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParametricNoiseInjection(AdversarialDefense):
+class ParametricNoiseInjection(MixedDefense):
     """clean_weight * CE(x) + adversarial_weight * CE(x_adv); CE(x) alone before `start_epoch`; each pass, the search's too, has new noise.
 
     places: where each convolution and linear layer has noise: weight (PNI-W), output (PNI-A-a), input (PNI-A-b); image is the normalised
@@ -89,9 +89,6 @@ class ParametricNoiseInjection(AdversarialDefense):
     places: Sequence[str]
     alpha: float
     share: str
-    clean_weight: float
-    adversarial_weight: float
-    start_epoch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,9 +98,6 @@ class ParametricNoiseInjection(AdversarialDefense):
         require(is_number(self.alpha) and 0 <= self.alpha < math.inf, "alpha", "a finite number >= 0", self.alpha)
         require(self.share in SHARES, "share", f"one of {', '.join(SHARES)}", self.share)
         require(self.share == "layer" or "weight" in places, "share", "layer where there is no noise on weights", self.share)
-        require_weight(self.clean_weight, "clean_weight")
-        require_weight(self.adversarial_weight, "adversarial_weight")
-        require_epoch(self.start_epoch, "start_epoch")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -116,14 +110,5 @@ class ParametricNoiseInjection(AdversarialDefense):
             replace_modules(net, Normalise, lambda layer: NoisyLayer(layer, ["output"], self.alpha, "layer"))
         return Defended(net, stochastic=True)
 
-    def loss(self, model: Defended, batch: Batch) -> Tensor:
-        if batch.epoch < self.start_epoch or not self.adversarial_weight:
-            return cross_entropy(model(batch.x), batch.y).mean()
-        x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
-        total = x_adv.new_zeros(())
-        if self.clean_weight:
-            total = total + self.clean_weight * cross_entropy(model(batch.x), batch.y).mean()
-        return total + self.adversarial_weight * cross_entropy(model(x_adv), batch.y).mean()
-
     def players(self, model: Defended) -> list[Player]:
-        return [Player("model", parameter_groups(model), self.loss)]  # type: ignore[arg-type]  # groups, which optimisers take too
+        return [Player("model", parameter_groups(model), self.loss)]

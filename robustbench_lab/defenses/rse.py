@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
+from robustbench_lab.noise import NoiseLayer
 from robustbench_lab.threats import is_number, require
 
 
-class Noise(nn.Module):
-    """x + N(0, sigma^2), drawn from the global generator in each pass, in train and eval mode; x itself if sigma is 0."""
+class Noise(NoiseLayer):
+    """x + N(0, sigma^2); x itself if sigma is 0."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, torch.randn_like(x), alpha=self.sigma) if self.sigma else x
+        return torch.add(x, torch.randn_like(x), alpha=self.sigma) if self.active and self.sigma else x
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}"

@@ -19,12 +19,12 @@ from robustbench_lab.defenses.adv_bnn import (
     divergence,
     gaussian_layers,
     make_gaussian,
-    posterior_mean,
 )
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.errors import LabError
 from robustbench_lab.judging import drawn
 from robustbench_lab.models import Defended
+from robustbench_lab.noise import without_noise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -139,10 +139,10 @@ def test_every_layer_is_gaussian_and_the_means_are_the_plain_network(backbone: s
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = plain(x)
-        with posterior_mean(model):
+        with without_noise(model):
             assert torch.equal(model.network(x), expected)
         assert not torch.equal(model.network(x), expected)
-    assert all(module.sampled for module in model.modules() if isinstance(module, Gaussian))
+    assert all(module.active for module in model.modules() if isinstance(module, Gaussian))
 
 
 def two_layers(built: Callable[..., Any], **knobs: Any) -> tuple[AdversarialBayesianNetwork, Defended]:
@@ -169,7 +169,7 @@ def test_loss_by_hand(kl: str, built: Callable[..., Any]) -> None:
 
     layers = [of_mean(2) + of_mean(-1), of_mean(0.5) + of_mean(0)]
     expected = (math.log(2) + math.log(1 + math.exp(-0.2))) / 2 + 3 / 6 * (sum(layers) if kl == "sum" else layers[1])
-    with posterior_mean(model):
+    with without_noise(model):
         assert defense.loss(model, batch_of(torch.tensor([0.7, 0.9]).view(2, 1, 1, 1))).item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -213,33 +213,6 @@ def test_the_search_is_the_papers(built: Callable[..., Any]) -> None:
     moved = (short.adversarial(model, batch.x, batch.y, batch.rng) - batch.x).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.007))
     assert (defense.kl_weight, defense.kl, defense.prior_sigma, defense.initial_sigma) == (1, "sum", 0.05, 0.05)
-
-
-def test_a_prediction_is_the_log_of_the_mean_of_the_probabilities(run_objects: Callable[..., Any]) -> None:
-    model = run_objects("defense=adv_bnn", "backbone=small_cnn", "defense.passes=5")[1].eval()
-    x = torch.rand(3, 1, 8, 8)
-    with torch.no_grad(), drawn(True, 0):
-        mean_probability = torch.stack([model.network(x).softmax(dim=1) for _ in range(5)]).mean(dim=0)
-    with torch.no_grad(), drawn(True, 0):
-        torch.testing.assert_close(model(x), (5 * mean_probability).log())
-
-
-def test_the_state_is_the_whole_truth(run_objects: Callable[..., Any]) -> None:
-    """Other weights that load the state predict the same under one seed, and otherwise do not."""
-    words = ("defense=adv_bnn", "backbone=small_resnet", "defense.passes=2")
-    model, other = (run_objects(*words, f"seed={seed}")[1].eval() for seed in (0, 1))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-
-    @torch.no_grad()
-    def predicted(of: Defended, seed: int) -> Tensor:
-        with drawn(of.stochastic, seed):
-            return of(torch.full((2, 1, 8, 8), 0.5))
-
-    assert not torch.equal(predicted(other, 3), predicted(model, 3))
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(predicted(other, 3), predicted(model, 3))
-    assert not torch.equal(predicted(other, 4), predicted(model, 3))
 
 
 def test_a_network_without_weights_is_an_error() -> None:

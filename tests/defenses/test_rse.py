@@ -111,30 +111,6 @@ def test_passes_and_loss(run_objects: Callable[..., Any]) -> None:
     assert seen == [False] * 50
 
 
-def test_a_prediction_is_the_log_of_the_mean_of_the_probabilities(run_objects: Callable[..., Any]) -> None:
-    model = run_objects("defense=rse", "backbone=small_cnn", "defense.passes=5")[1].eval()
-    x = torch.rand(3, 1, 8, 8)
-    with torch.no_grad(), drawn(True, 0):
-        mean_probability = torch.stack([model.network(x).softmax(dim=1) for _ in range(5)]).mean(dim=0)
-    with torch.no_grad(), drawn(True, 0):
-        torch.testing.assert_close(model(x), (5 * mean_probability).log())
-
-
-def test_the_state_is_the_whole_truth(run_objects: Callable[..., Any]) -> None:
-    """Other weights that load the state predict the same under one seed, and otherwise do not."""
-    model, other = (run_objects("defense=rse", "backbone=small_resnet", f"seed={seed}")[1].eval() for seed in (0, 1))
-
-    @torch.no_grad()
-    def predicted(of: Defended, seed: int) -> Tensor:
-        with drawn(of.stochastic, seed):
-            return of(torch.full((2, 1, 8, 8), 0.5))
-
-    assert not torch.equal(predicted(other, 3), predicted(model, 3))
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(predicted(other, 3), predicted(model, 3))
-    assert not torch.equal(predicted(other, 4), predicted(model, 3))
-
-
 def test_a_network_without_convolutions_is_an_error(run_objects: Callable[..., Any]) -> None:
     with pytest.raises(LabError, match=r"^backbone: there is no Conv2d to replace"):
         run_objects("defense=rse", "backbone=mlp")
