@@ -39,12 +39,22 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
+def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy per image, [B], of logits over their own standard deviation over the K classes (that of the K values, divisor K).
+
+    The deviation counts as a constant: the gradient is that of cross-entropy at a temperature of the image's own, so that logits of any
+    size neither saturate the softmax nor leave it flat. `y` is int64 [B] or probabilities [B, K].
+    """
+    deviation = logits.detach().std(dim=1, correction=0, keepdim=True)
+    return cross_entropy(logits / deviation.clamp(min=1e-12), y)
+
+
 def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
     """KL(y || softmax(logits)) per image, [B]; `y` holds probabilities [B, K] (TRADES' inner loss)."""
     return F.kl_div(F.log_softmax(logits, dim=1), y, reduction="none").sum(dim=1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "ce_scaled": scaled_cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
@@ -66,7 +76,8 @@ class Attack(ABC):
     norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
     model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
     finite ball it then returns that one if it lies inside, else a point of the ball. needs_labels: whether it looks at y. batchwise:
-    whether an image's result may depend on its batch after all, as of a published fault that is reproduced.
+    whether an image's result may depend on its batch after all, as of a published fault that is reproduced. separately: whether each of
+    its stages attacks every image, and an evaluation tells their accuracies one by one.
     Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
     """
 
@@ -78,6 +89,7 @@ class Attack(ABC):
     needs_labels: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
     whole_split: ClassVar[bool] = False
+    separately: ClassVar[bool] = False
 
     def check(self, budget: Budget) -> None:
         """Stop if this attack cannot search this ball."""
@@ -95,7 +107,10 @@ class Attack(ABC):
         """The attack itself."""
 
     def stages(self) -> list[tuple[str, Attack]]:
-        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later ones."""
+        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later ones.
+
+        Unless they are `separately` told of.
+        """
         return [(type(self).__name__, self)]
 
 
@@ -140,7 +155,7 @@ def logit_gradients(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tenso
 class GradientAttack(Attack):
     """An attack that climbs a loss.
 
-    loss: ce, margin, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
+    loss: ce, ce_scaled, margin, dlr, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
     labels: ground_truth, or predicted (the model's own predictions: no label leaking).
     eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
     """

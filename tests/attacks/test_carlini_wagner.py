@@ -83,6 +83,29 @@ def test_a_confidence_out_of_reach_does_not_hide_what_was_found(built: Callable[
     assert (margin(model(confident), y) > margin(model(nearest), y) + 0.1).all()
 
 
+def test_as_published_only_the_confidence_breaks_an_image(built: Callable[..., Any]) -> None:
+    """Where it is out of reach the image comes back; where it is in reach, for some of them here, and at 0, the answer is the same."""
+    model, x, y, _ = linear(3)
+    knobs = ["attack.steps=40", "attack.searches=4", "attack.step_size=0.1", "attack.initial_constant=10", "attack.abort_early=100"]
+
+    def found(name: str, confidence: float, images: Tensor, labels: Tensor) -> Tensor:
+        attack = built("attack", name, *knobs, f"attack.confidence={confidence}")
+        return attack(Counted(model), images, labels, FREE, streams(len(images)))
+
+    correct, published = "carlini_wagner_fm", "carlini_wagner_fm_as_published"
+    furthest = found(correct, 100, x, y)
+    assert torch.equal(found(published, 100, x, y), x)
+    assert (model(furthest).argmax(1) != y).all()
+    assert torch.equal(found(published, 0, x, y), found(correct, 0, x, y))
+    confidence = margin(model(furthest), y).median().item() + 1e-4
+    some, others = found(published, confidence, x, y), found(correct, confidence, x, y)
+    reached = margin(model(others), y) >= confidence
+    assert 0 < reached.sum() < len(x)
+    assert torch.equal(some[reached], others[reached])
+    assert torch.equal(some[~reached], x[~reached])
+    assert (model(some).argmax(1) == y)[~reached].all()
+
+
 class Recorded(nn.Module):
     """Keeps the images that it was asked about."""
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, kl_divergence
 from robustbench_lab.attacks.random_sampling import RandomSampling
+from robustbench_lab.attacks.repeated import Repeated
+from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, frozen
@@ -28,13 +30,15 @@ LONGER = {"steps": 250, "queries": 500, "searches": 8, "generations": 10, "popul
 
 
 # Each pixel once, up, by .1; 20 steps in all; steps so short that they need more than the 250 of LONGER.
-WEAK_AS_PUBLISHED = {"jsma_efficient_defenses", "carlini_wagner_sfm", "carlini_wagner_fm"}
+WEAK_AS_PUBLISHED = {"jsma_efficient_defenses", "carlini_wagner_sfm", "carlini_wagner_fm", "carlini_wagner_fm_as_published"}
 
 
 def shortened(attack: Attack, most: dict[str, int]) -> Attack:
     """The attack with less work: no knob that counts rounds above `most`, in the attacks that it consists of as well."""
     knobs: dict[str, Any] = {name: min(getattr(attack, name), limit) for name, limit in most.items() if hasattr(attack, name)}
-    if hasattr(attack, "attacks"):
+    if isinstance(attack, Repeated):
+        knobs |= {"attack": shortened(attack.attack, most), "times": 2}
+    elif isinstance(attack, WorstOf):
         knobs["attacks"] = {name: shortened(part, most) for name, part in attack.attacks.items()}
     return replace(attack, **knobs)
 
