@@ -194,6 +194,8 @@ def fit(
             row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in optimizers}}
             seconds = time.perf_counter() - started  # after the means, which wait for the device
             row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
+            with torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
+                row |= defense.epoch_metrics(model.eval(), train_data.batches(train, recipe.batch_size))
             if len(validation):
                 row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
             state = advance(state, model, optimizers, row, recipe)

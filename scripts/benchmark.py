@@ -11,6 +11,8 @@ does not depend on what they show. Rows:
     floor, ...     what no implementation of the search can go below with that network: `steps` bare input-gradient passes and one
                    parameter-gradient pass; no projection, no random numbers, no refreshed weights
 Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all or none.
+A second table has a step of each defense as it is when every part of it has begun, through the same calls, in fp32, and a forward pass of
+one draw: how many times those of the undefended network they take.
 
 attacks: scripts/benchmark_attacks.py says what is timed against what.
 """
@@ -29,12 +31,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_lab.config import build, compose, plain
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.models import Classifier, Defended, Normalise, full_precision, searched_kernels
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.records import provenance
 
 EPS, STEP = 8 / 255, 2 / 255
+DEFENSES = (
+    "standard", "adversarial_training", "adversarial_training_pni", "fm", "pni", "pni_input", "pni_activation_a", "pni_activation_b",
+    "learn2perturb", "adv_bnn", "rse",
+)  # fmt: skip
+EPOCH = 100  # late enough for everything that defenses begin later
 
 
 def network(args: argparse.Namespace) -> Defended:
@@ -117,6 +125,54 @@ def floor(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack
     return step
 
 
+def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What fit() does in a step of a defense, with `--steps` steps of search, and a forward pass of the model's that averages no draws."""
+    cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}", f"defense={defense_name}"])
+    config = plain(cfg, "dataset", "backbone", "defense")
+    if "attack" in config["defense"]:
+        config["defense"]["attack"]["steps"] = args.steps
+    defense = build(config["defense"], "defense")
+    torch.manual_seed(0)
+    normalise = Normalise(config["dataset"]["mean"], config["dataset"]["std"])
+    model = defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone"))).to(args.device).train()
+    model.to(memory_format=torch.channels_last)
+    ids = torch.arange(len(x), device=x.device)
+    defense.prepare(model, ImageSet(x, y, ids))
+    if args.compile:
+        model.network.compile(dynamic=False)
+    model.attach_fast_copy("fp32", channels_last=True, compiled=args.compile)
+    players = defense.players(model)
+    optimizers = [torch.optim.SGD(list(player.parameters), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4) for player in players]
+    rng = ImageRandom.of(ids, 0, "train", EPOCH)
+    batch = Batch(x, y, ids, torch.zeros_like(ids), EPOCH, rng, rng)
+
+    def step() -> None:
+        for player, optimizer in zip(players, optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            player.loss(model, batch).backward()
+            optimizer.step()
+        defense.after_step(model)
+
+    @torch.no_grad()
+    def forward() -> None:
+        model.eval()
+        model.one_draw()(x)
+        model.train()
+
+    return step, forward
+
+
+def train_defenses(args: argparse.Namespace, x: Tensor, y: Tensor) -> None:
+    both = {name: step_of(args, name, x, y) for name in DEFENSES}
+    steps = timed({name: step for name, (step, _) in both.items()}, args.repeats, args.device)
+    passes = timed({name: forward for name, (_, forward) in both.items()}, args.repeats, args.device)
+    print("\n| defense                  | s a step | times the undefended step | s a pass | times the undefended pass |")
+    print("|--------------------------|----------|---------------------------|----------|---------------------------|")
+    for name in DEFENSES:
+        more = [steps[name] / steps["standard"], passes[name] / passes["standard"]]
+        print(f"| {name:<24} | {steps[name]:8.3f} | {more[0]:25.2f} | {passes[name]:8.3f} | {more[1]:25.2f} |")
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     x = torch.rand(args.batch, 3, 32, 32, device=args.device)
@@ -141,6 +197,8 @@ def train(args: argparse.Namespace) -> None:
     print("|----------------------------|---------|----------|---------------------|----------------------------------|")
     for name, value in seconds.items():
         print(f"| {name:<26} | {value:7.3f} | {args.batch / value:8.1f} | {50_000 / args.batch * value:19.1f} | {base / value:32.2f} |")
+    with searched_kernels(), full_precision():
+        train_defenses(args, x, y)
 
 
 def processor() -> str:

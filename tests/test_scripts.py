@@ -21,10 +21,16 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_benchmark_prints_every_row_with_its_ratio():
     ended = script("benchmark.py", "train", "--batch", "4", "--steps", "1", "--repeats", "1", "--device", "cpu")
     assert ended.returncode == 0, ended.stderr
-    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in ended.stdout.splitlines() if line.startswith("|")]
+    whole, defenses = ([line for line in part.splitlines() if line.startswith("|")] for part in ended.stdout.split("\n\n| defense"))
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in whole]
     assert [row[0].split(",")[0] for row in rows[2:]] == ["plain loop (fp32)", *["ours"] * 3, *["floor"] * 3]
     assert rows[2][4] == "1.00"
     assert all(float(entry) > 0 for row in rows[2:] for entry in row[1:])
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in defenses[1:]]
+    assert [row[0] for row in rows[:4]] == ["standard", "adversarial_training", "adversarial_training_pni", "fm"]
+    assert {"pni", "pni_input", "pni_activation_a", "pni_activation_b", "learn2perturb", "adv_bnn", "rse"} == {row[0] for row in rows[4:]}
+    assert (rows[0][2], rows[0][4]) == ("1.00", "1.00")
+    assert all(float(entry) > 0 for row in rows for entry in (row[2], row[4]))
 
 
 def test_the_attack_benchmark_prints_every_peer(

@@ -258,6 +258,34 @@ def test_a_saved_state_is_not_touched_by_later_epochs(data: ImageSet) -> None:
     assert any("momentum_buffer" in name for name in states[0].optimizers)
 
 
+# What a defense tells of each epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(Defense):
+    """Draws random numbers, and looks at the first batch through the model."""
+
+    def epoch_metrics(self, model: Defended, batches: Any) -> dict[str, float]:
+        x, _, ids = next(iter(batches))
+        assert not any(module.training for module in model.modules())
+        logits = model(x)
+        assert not logits.requires_grad
+        return {"first": float(ids[0]), "largest": float(logits.max() + 0 * torch.rand(()))}
+
+
+@pytest.mark.parametrize("name", ["sgd", "best"])
+def test_what_is_told_of_an_epoch_changes_nothing(name: str, data: ImageSet) -> None:
+    plain, telling = new_model(), new_model()
+    fit(Defense(), plain, data, RECIPES[name], 3)
+    states: list[State] = []
+    last = fit(Telling(), telling, data, RECIPES[name], 3, save=states.append)
+    assert same(plain.state_dict(), telling.state_dict())
+    assert [row["first"] for row in last.history] == [100.0] * last.epoch
+    resumed = fit(Telling(), Defended(NetWithDropout()), data, RECIPES[name], 3, states[0])
+    assert [row["largest"] for row in resumed.history] == [row["largest"] for row in last.history]
+    assert len({row["largest"] for row in last.history}) == last.epoch
+
+
 # What is kept
 
 

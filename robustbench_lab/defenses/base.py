@@ -85,6 +85,13 @@ class Defense:
     def after_step(self, model: Defended) -> None:
         """After the optimisers moved: constraints on the weights."""
 
+    def epoch_metrics(self, model: Defended, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+        """After each epoch: what else its line in the metrics says, by name; the model, in eval mode, stays as it is.
+
+        batches: x [B, C, H, W], y [B] and ids [B] of the images that training learns from, without augmentation; not all need be taken.
+        """
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyCopies(Defense, ABC):

@@ -10,11 +10,12 @@ attack that climbs this loss can be blind. Evaluate with loss=ce and loss=margin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense
 from robustbench_lab.errors import LabError
@@ -22,6 +23,7 @@ from robustbench_lab.models import Defended
 from robustbench_lab.threats import is_number, require
 
 NEGATIVES = ("sum", "mean", "hardest")
+LOOKED_AT = 1000  # training images whose distances each epoch tells: enough for two digits
 
 
 class LabelEmbeddings(nn.Module):
@@ -87,6 +89,26 @@ class FeatureMatching(MixedDefense):
             raise LabError(f"backbone: defense feature matching replaces the linear head, but the head is {type(head).__name__}")
         net.backbone.head = LabelEmbeddings(head.in_features, head.out_features, self.embedding_std)  # type: ignore[union-attr]
         return Defended(net, own_loss=self.fullple(head.in_features))
+
+    def epoch_metrics(self, model: Defended, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+        """Whether classes collapse onto each other, in the features' unit.
+
+        smallest_embedding_distance: of the two nearest label embeddings. mean_own_distance, mean_nearest_other_distance: from an image's
+        features to its class's embedding, and to the nearest other one, over the first images that training learns from.
+        """
+        own, other, seen = [], [], 0
+        for x, y, _ in batches:
+            distances = -model(x)
+            own.append(distances.gather(1, y[:, None])[:, 0])
+            other.append(distances.scatter(1, y[:, None], torch.inf).amin(dim=1))
+            seen += len(x)
+            if seen >= LOOKED_AT:
+                break
+        return {
+            "smallest_embedding_distance": float(F.pdist(model.get_parameter("network.backbone.head.weight").detach()).min()),
+            "mean_own_distance": float(torch.cat(own)[:LOOKED_AT].mean()),
+            "mean_nearest_other_distance": float(torch.cat(other)[:LOOKED_AT].mean()),
+        }
 
     def fullple(self, length: int) -> FullpleLoss:
         """The loss for features of this length (eq. 7)."""

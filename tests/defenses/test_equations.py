@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -113,6 +114,25 @@ def test_fm_scores_see_the_scale_of_alpha() -> None:
     head = LabelEmbeddings(1, 2, init_std=1)
     head.weight.data = torch.zeros(2, 1)
     assert (-head(torch.tensor([[1e-8], [3e-8]]))[:, 0]).tolist() == pytest.approx([1e-8, 3e-8], rel=0.01)
+
+
+def test_fm_tells_how_far_apart_its_classes_are(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings (0, 0), (3, 4), (0, 6): the nearest two lie 13 ** .5 apart. Of the first three images, features (0, 1) of class 0 lie 1
+    from their own and 18 ** .5 from the next; (3, 4) of class 1, 0 and 13 ** .5; (0, 2) of class 2, 4 and 2."""
+    monkeypatch.setattr("robustbench_lab.defenses.feature_matching.LOOKED_AT", 3)
+    backbone = nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=LabelEmbeddings(2, 3, init_std=1)))
+    backbone.head.weight.data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 6.0]])
+    pixels = torch.tensor([[0.0, 1.0], [3.0, 4.0], [0.0, 2.0], [9.0, 9.0]]).view(4, 1, 1, 2)
+    y, ids = torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    batches = [(pixels[:2], y[:2], ids[:2]), (pixels[2:], y[2:], ids[2:])]
+    told = built("defense", "fm").epoch_metrics(Defended(Classifier(nn.Identity(), backbone)).eval(), batches)
+    assert told == pytest.approx(
+        {
+            "smallest_embedding_distance": 13**0.5,
+            "mean_own_distance": (1 + 0 + 4) / 3,
+            "mean_nearest_other_distance": (18**0.5 + 13**0.5 + 2) / 3,
+        }
+    )
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("resnet18", 11_173_952), ("vgg19", 20_040_512)])
