@@ -22,11 +22,13 @@ class Claim:
     """What the paper says in words, and the comparisons of our figures that bear it out: all of them must hold.
 
     holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that and points, or a number, in their unit.
+    evidence: what the paper itself rests it on, in a few words.
     """
 
     text: str
     source: str
     holds_if: Sequence[str]
+    evidence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class CheckedClaim:
     source: str
     verdict: str
     detail: str
+    evidence: str | None = None  # the paper's own
 
 
 def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | tuple[str, float]] | None:
@@ -72,7 +75,8 @@ def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
         verdicts.append(None if left is None or right is None else SIGNS[sides[1]](left, right))
         details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
     verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
-    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details))
+    evidence = None if claim.evidence is None else " ".join(claim.evidence.split())
+    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details), evidence)
 
 
 def _side(side: float | tuple[str, float], cells: Mapping[str, Cell]) -> tuple[float | None, str]:

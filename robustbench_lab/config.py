@@ -40,6 +40,7 @@ RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
+ON_REQUEST = ("attack_misclassified", "test_first", "keep_features", "without_noise")  # the same; what is not asked for is not in the name
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 
@@ -179,7 +180,7 @@ def setting_of(cfg: DictConfig) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and metrics, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
-    asked = {key: cfg[key] for key in ("attack_misclassified", "test_first") if cfg[key]}  # what is not asked for is not in the name
+    asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
     return config | asked | (plain(cfg, "metric") if "metric" in cfg else {})
 
 

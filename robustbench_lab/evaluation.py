@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import Attack
 from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.features import Features
 from robustbench_lab.judging import Judge, Search, drawn
 from robustbench_lab.metrics.measures import Measure, Seen
 from robustbench_lab.models import Defended, full_precision
@@ -71,6 +72,8 @@ class Outcome:
     none; done bool. forward, backward, reused int64, seconds float64, one entry per stage: images sent through the attacker's view, images
     whose examples were there before, and time.
     metrics float64 [M, N]: other measures than accuracy, NaN for images that do not count. examples: what became of the first images.
+    runs float64 [R, N]: `right` as it would be after each stage alone, for an attack whose stages go separately; R is 0 for others.
+    features: what the network made of some images, where they were asked for.
     """
 
     ids: np.ndarray
@@ -87,15 +90,17 @@ class Outcome:
     seconds: np.ndarray
     metrics: np.ndarray
     examples: Examples
+    runs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    features: Features | None = None
 
     @classmethod
-    def empty(cls, ids: np.ndarray, shape: tuple[int, ...], stages: int = 1, metrics: int = 0) -> Outcome:
+    def empty(cls, ids: np.ndarray, shape: tuple[int, ...], stages: int = 1, metrics: int = 0, runs: int = 0) -> Outcome:
         """Nothing done yet, of images of the shape [C, H, W]."""
         n = len(ids)
         return cls(
             ids, np.zeros(n, bool), np.zeros(n), np.zeros(n), np.zeros(n), np.full(n, np.nan), np.full(n, -1), np.zeros(n, bool),
             np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages, np.int64), np.zeros(stages),
-            np.full((metrics, n), np.nan), Examples.empty(ids, shape),
+            np.full((metrics, n), np.nan), Examples.empty(ids, shape), np.zeros((runs, n)),
         )  # fmt: skip
 
     @property
@@ -124,11 +129,14 @@ def evaluate(
     measures: Sequence[Measure] = (),
     train: Tensor | None = None,
     misclassified: bool = False,
+    keep_features: int | None = None,
     crafted: Crafted | None = None,
     outcome: Outcome | None = None,
     save: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Attack every image that is right when clean; go on from `outcome` where one is given, and hand partial ones to `save`.
+
+    A later stage of the attack sees what the earlier ones have left right, or every image, where they go separately.
 
     Images are [B, C, H, W] in [0, 1] on the models' device. Against a deterministic model an image's result depends on its identity and
     `seed`, not on its batch; the noise of a stochastic one may belong to a place in the batch.
@@ -137,7 +145,8 @@ def evaluate(
     broken is attacked again in full precision, to the end.
     measures: metrics beside accuracy; train [M, C, H, W]: the training images, for those that ask for them.
     misclassified: attack images that are wrong when clean too, as many papers do; they count as broken all the same, and what becomes of
-    them stands in `after`. crafted: what the same attack found on the same view before, which is not searched again.
+    them stands in `after`. keep_features: of how many images of each class, the first ones, features are kept. crafted: what the same
+    attack found on the same view before, which is not searched again.
     Raises LabError, naming the attack, when it returns images that are not finite or lie outside the budget by more than 1e-6, and when
     the model returns values that are not finite.
     """
@@ -145,8 +154,11 @@ def evaluate(
     stages = attack.stages()
     batch_size = len(data) if attack.whole_split else batch_size
     require(not misclassified or len(stages) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", True)
-    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages), len(measures))
+    runs = len(stages) if attack.separately else 0
+    outcome = outcome or Outcome.empty(data.ids.cpu().numpy(), data.shape, len(stages), len(measures), runs)
     assert np.array_equal(outcome.ids, data.ids.cpu().numpy()), "an outcome goes on with the images that it began with"
+    if keep_features and outcome.features is None:
+        outcome.features = Features.empty(defended, data, keep_features, seed)
     todo = torch.from_numpy(np.flatnonzero(~outcome.done))
     chunks = todo.split(batch_size) if len(todo) else ()  # split gives one empty chunk of nothing
     judge = Judge(defended, draws if defended.stochastic else 1, seed)
@@ -164,7 +176,7 @@ def evaluate(
             shown, prediction = x.clone(), clean_prediction.clone()
             broken_by = torch.full_like(y, -1)
             for number, (name, stage) in enumerate(stages):
-                left = torch.nonzero((right > 0) | misclassified)[:, 0]
+                left = torch.nonzero(((clean_right if attack.separately else right) > 0) | misclassified)[:, 0]
                 if not len(left):
                     break
                 started = time.perf_counter()
@@ -177,13 +189,17 @@ def evaluate(
                 distance[left] = torch.where(worse | distance[left].isnan(), budget.distance(x_adv, x[left]), distance[left])
                 right[left] = torch.minimum(now, right[left])
                 after[left] = now if misclassified else right[left]
-                broken_by[left[(right[left] == 0) & (clean_right[left] > 0)]] = number
+                broken_by[left[(right[left] == 0) & (clean_right[left] > 0) & (broken_by[left] < 0)]] = number
+                if attack.separately:
+                    outcome.runs[number, rows[left.cpu().numpy()]] = torch.minimum(now, clean_right[left]).cpu().numpy()
                 outcome.forward[number] += passes[0]
                 outcome.backward[number] += passes[1]
                 outcome.reused[number] += passes[2]
                 outcome.seconds[number] += time.perf_counter() - started
             few = int((rows < EXAMPLES).sum())  # rows ascend: a batch's examples are its first images
             outcome.examples.keep(rows[:few], x[:few], shown[:few], y[:few], clean_prediction[:few], prediction[:few])
+            if outcome.features is not None:
+                outcome.features.keep(defended, x, shown, ids, (clean_prediction, prediction), seed)
             if measures:
                 seen = Seen(defended, x, shown, y, (clean_right > 0) & (right == 0), clean_prediction != prediction, train)
                 with drawn(defended.stochastic, seed, "metric", int(ids[0])):

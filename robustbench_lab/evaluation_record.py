@@ -18,12 +18,13 @@ def record_of(
     outcome: Outcome,
     stages: list[str],
     digests: dict[str, str],
+    parameters: int,
     classes: int,
     stochastic: bool,
     eot_samples: int,
     device: str,
 ) -> dict[str, Any]:
-    """The content of record.json; eot_samples: passes that the attack averaged for each answer."""
+    """The content of record.json; parameters: the run's trainable ones; eot_samples: passes that the attack averaged for each answer."""
     n, robust = len(outcome.ids), int(outcome.robust.sum())
     attacked = int((~np.isnan(outcome.distance)).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
@@ -33,7 +34,7 @@ def record_of(
     record = {
         "schema": SCHEMA,
         "fingerprint": evaluation.fingerprint,
-        "run": about_run(evaluation.run, digests["run"]),
+        "run": about_run(evaluation.run, digests["run"]) | {"parameters": parameters},
         "source": about_run(evaluation.source, digests["source"]) if evaluation.source else None,
         "choices": evaluation.choices,
         "config": evaluation.config,
@@ -47,6 +48,7 @@ def record_of(
         "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
                   "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
         **_counted_as_papers_do(evaluation, outcome, stochastic),
+        **({"runs": {"accuracies": outcome.runs.mean(axis=1).tolist()}} if len(outcome.runs) else {}),
         "eot_samples": eot_samples,
         "attacked": attacked,
         "examples_from_before": outcome.reused.tolist(),

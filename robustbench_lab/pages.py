@@ -13,7 +13,7 @@ import pandas as pd
 from robustbench_lab.config import merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
 from robustbench_lab.records import RUN_FILE, read_json
-from robustbench_lab.units import title_of
+from robustbench_lab.units import OTHERS, title_of
 
 if TYPE_CHECKING:
     from robustbench_lab.claims import CheckedClaim
@@ -61,9 +61,27 @@ def footnotes(cells: Sequence[Cell]) -> list[str]:
     return lines + [f"- skipped for {cell.name}: {cell.problem}" for cell in cells if cell.problem]
 
 
+def origins(table: Table, cells: Sequence[Cell]) -> list[str]:
+    """What the grid alone does not tell: why rows are not run, and where quoted figures come from."""
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.not_run is not None:
+            reasons.setdefault(" ".join(row.not_run.split()).removesuffix("."), []).append(row.label)
+    sources: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        if cell.quoted_from is not None:
+            sources.setdefault(cell.quoted_from, {}).setdefault(cell.row, []).append(cell.column)
+    lines = [f"not run ({reason}): {'; '.join(rows)}" for reason, rows in reasons.items()]
+    for source, quoted in sources.items():
+        where = [f"{row} ({', '.join(columns)})" for row, columns in quoted.items()]
+        lines.append(f"quoted from {source}: {'; '.join(where)}")
+    return lines
+
+
 def _short(cell: Cell) -> str:
-    ours = _number(cell.value, cell.form)
-    return ours if cell.published is None else f"{ours} (paper {cell.published:{cell.form}})"
+    ours = _number(cell.value, cell.form, cell.std)
+    whose = "paper" if cell.quoted_from is None else "quoted"
+    return ours if cell.published is None else f"{ours} ({whose} {_number(cell.published, cell.form, cell.published_std)})"
 
 
 def bands(table: Table) -> str:
@@ -80,13 +98,15 @@ def bands(table: Table) -> str:
 def _about_figures(table: Table) -> str:
     """What n counts and which intervals these are, for the kinds of metrics that the table shows."""
     of_accuracies, of_others = "Wilson", "normal approximation to the mean"
-    if all(table.in_percent):
-        return f"n: test images; interval: {of_accuracies}, over the images, for this one trained model"
-    if not any(table.in_percent):
+    metrics = [table.metric_of(column) for column in table.columns]
+    runs = "; ours ± the sample standard deviation over the runs of one attack on this model" if "accuracy_of_runs" in metrics else ""
+    if not table.averages:
+        return f"n: test images; interval: {of_accuracies}, over the images, for this one trained model{runs}"
+    if all(metric.startswith(OTHERS) for metric in metrics):
         return f"n: test images that count; interval: {of_others}, over these images, for this one trained model"
     return (
         f"n: test images, and for what is not in percent those that count; interval: over these images, for this one trained model, "
-        f"{of_accuracies} for percentages, {of_others} for the others"
+        f"{of_accuracies} for percentages, {of_others} for the others{runs}"
     )
 
 
@@ -99,17 +119,17 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
     if pictures:
         lines += [f"![{table.title}]({table.name.rpartition('/')[2]}.png)", ""]
     lines += [grid(table, cells), ""]
-    if notes := footnotes(cells):
+    if notes := [*(f"- {line}" for line in origins(table, cells)), *footnotes(cells)]:
         lines += [*notes, ""]
     rows = []
     for cell in cells:
         entry = cell.fields()
         rows.append(
             [
-                cell.row, cell.column, title_of(cell.metric), _number(cell.value, cell.form),
+                cell.row, cell.column, title_of(cell.metric), _number(cell.value, cell.form, cell.std),
                 " to ".join(_number(end, cell.form) for end in cell.interval or ()) or "-", _number(cell.n, "d"),
-                _number(cell.published, cell.form), _number(cell.difference, f"+{cell.form}"),
-                cell.verdict if cell.published is not None else "-", entry["warnings"] or "-",
+                _number(cell.published, cell.form, cell.published_std) + ("" if cell.quoted_from is None else " (quoted)"),
+                _number(cell.difference, f"+{cell.form}"), cell.verdict if cell.published is not None else "-", entry["warnings"] or "-",
             ]
         )  # fmt: skip
     head = ["row", "column", "metric", "ours", "95 % interval", "n", "published", "difference", "verdict", "warnings"]
@@ -124,13 +144,13 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         lines += [
             "## The paper's claims, on our figures",
             "",
-            *(f'- **{c.verdict}**: "{c.text}" ({c.source}). {c.detail}' for c in claims),
+            *(f'- **{c.verdict}**: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims),
             "",
         ]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
         if entries and not table.reshaped:  # they speak of the real settings and figures
             lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]
-    missing = [cell for cell in cells if cell.record is None]
+    missing = [cell for cell in cells if cell.missing]
     if missing:
         lines += ["## Missing cells", "", *(_how_to_fill(cell) for cell in missing), ""]
     profile = f" PROFILE={table.profile}" if table.reshaped else ""
@@ -145,12 +165,16 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
     return "\n".join(lines)
 
 
+def _evidence(claim: CheckedClaim) -> str:
+    return "" if claim.evidence is None else f"The paper's evidence: {claim.evidence.removesuffix('.')}. Ours: "
+
+
 def with_figures(text: str, cells: Sequence[Cell]) -> str:
     """Prose with its figures put in: {ours: row / column} and {paper: row / column}, so that none is typed by hand."""
     figures = {}
     for cell in cells:
-        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value, cell.form)
-        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published, cell.form)
+        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value, cell.form, cell.std)
+        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published, cell.form, cell.published_std)
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in figures:
@@ -166,7 +190,9 @@ def _how_to_fill(cell: Cell) -> str:
 
 
 def commands_of(cell: Cell) -> list[str]:
-    """The commands that fill a cell, one after the other."""
+    """The commands that fill a cell, one after the other; none for one that is not run."""
+    if cell.evaluation is None:
+        return []
     run = train_overrides(cell.overrides)
     jobs = [("train", run), ("evaluate", cell.overrides)]
     if cell.evaluation.source is not None:
@@ -186,7 +212,7 @@ def _provenance(cells: Sequence[Cell], output_root: Path) -> list[str]:
     lines.append(
         f"- seconds of attacking: {sum({r['fingerprint'] + r['run']['fingerprint']: r.get('seconds', 0) for r in records}.values()):.0f}"
     )
-    runs = {run.fingerprint: run for cell in cells if cell.record for run in (cell.evaluation.run, cell.evaluation.source) if run}
+    runs = {run.fingerprint: run for cell in cells if cell.record for run in cell.runs}
     rows = [_training(run.folder(output_root)) for run in sorted(runs.values(), key=lambda run: run.name)]
     head = ["trained run", "epochs", "s per epoch", "images per s", "s in all", "device", "commit"]
     lines += ["", "Training (medians from the second epoch on, without validation and writing):", "", _markdown_table(head, rows)]
@@ -215,13 +241,12 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
         for row in table.rows
     ]
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
-    some = "" if all(table.in_percent) else ", of which those that count where figures are not in percent"
+    some = ", of which those that count where figures are not in percent" if table.averages else ""
     about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images{some}."
     notes = [rf"\textsuperscript{{{letter}}} {_tex(code)}" for code, letter in letters.items()]
     notes += [f"{_tex(cell.name)}: {cell.verdict}" for cell in cells if cell.record and cell.value is None]
-    notes += [
-        rf"{_tex(cell.name)}: not measured{_tex(f' ({cell.problem})' if cell.problem else '')}" for cell in cells if cell.record is None
-    ]
+    notes += [rf"{_tex(cell.name)}: not measured{_tex(f' ({cell.problem})' if cell.problem else '')}" for cell in cells if cell.missing]
+    notes += [_tex(line) for line in origins(table, cells)]
     profile = "" if table.profile == "paper" else f"{table.profile.upper()}: NOT A REPRODUCTION. "
     width = len(table.columns) + 1
     return "\n".join(
@@ -247,7 +272,8 @@ def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:
 
 
 TEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: f"\\{sign}" for sign in "&%_#${}"}
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    | {sign: f"\\{sign}" for sign in "&%_#${}"}
 )
 
 
@@ -255,8 +281,9 @@ def _tex(text: str) -> str:
     return text.translate(TEX)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, form: str, std: float | None = None) -> str:
+    """A figure, with its standard deviation where it is a mean over runs; a dash for none."""
+    return "-" if value is None else format(value, form) + ("" if std is None else f" ± {std:{form}}")
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

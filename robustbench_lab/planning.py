@@ -80,6 +80,8 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
     evaluations: dict[tuple[str, str], Job] = {}
     for cell in cells:
         evaluation = cell.evaluation
+        if evaluation is None:
+            continue
         words = train_overrides(cell.overrides)
         for run, described in ((evaluation.run, words), (evaluation.source, evaluation.source_words)):
             if run is not None and run.fingerprint not in runs:

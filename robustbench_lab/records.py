@@ -32,6 +32,7 @@ SCHEMA = 1
 RUN_FILE = "run.json"  # the last file of a training run
 RECORD_FILE = "record.json"  # the last file of an evaluation
 EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
+FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of some images, clean and attacked
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on
 ERROR_FILE = "error.json"
 PACKAGES = ("robustbench_lab", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "scikit-learn", "safetensors")

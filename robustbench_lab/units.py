@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any
 
 from robustbench_lab.errors import LabError
 
-ACCURACIES = ("robust_accuracy", "robust_accuracy_mean", "attacked_accuracy", "clean_accuracy")  # shown in percent
+ACCURACIES = (  # shown in percent
+    "robust_accuracy", "robust_accuracy_mean", "attacked_accuracy", "clean_accuracy", "attack_success_rate", "accuracy_of_runs",
+)  # fmt: skip
+PARAMETERS = "parameters"  # how many the run has trained
 OTHERS = "metrics."  # begins the names of those of conf/metric/, shown as they are
 FORM = re.compile(r",?\.\d{1,2}[efg]")  # none with a sign, which differences add
 
@@ -18,15 +22,16 @@ FORM = re.compile(r",?\.\d{1,2}[efg]")  # none with a sign, which differences ad
 @dataclass(frozen=True)
 class Figure:
     """What a record says of one metric, in the metric's unit: the value, None where no image counts; its 95 % interval, None where there is
-    none; and n, the images that count."""
+    none; n, the images that count; and std, the sample standard deviation over the attack's runs, where the value is their mean."""
 
     value: float | None
     interval: tuple[float, float] | None
     n: int
+    std: float | None = None
 
 
 def is_percent(metric: str) -> bool:
-    return not metric.startswith(OTHERS)
+    return metric in ACCURACIES
 
 
 def unit_of(metric: str) -> str:
@@ -40,29 +45,44 @@ def title_of(metric: str) -> str:
 
 
 def default_form(metric: str) -> str:
-    return ".2f" if is_percent(metric) else ".4g"
+    return ".2f" if is_percent(metric) else ",.0f" if metric == PARAMETERS else ".4g"
 
 
 def word_for(metric: str) -> str | None:
     """The word without which an evaluation does not measure it; None for what each one does."""
+    if metric == "accuracy_of_runs":
+        return "an attack that is repeated, such as attack=pgd_fm_five"
     if metric == "attacked_accuracy":
         return "attack_misclassified=true"
-    return None if is_percent(metric) else f"metric=[{unit_of(metric)}]"
+    return f"metric=[{unit_of(metric)}]" if metric.startswith(OTHERS) else None
 
 
 def figure_of(metric: str, record: Mapping[str, Any]) -> Figure:
-    """The record's figure; a mean over draws is told without an interval. Raises LabError, with the remedy, for a record that lacks it."""
+    """The record's figure; means over draws and over runs are told without an interval. Raises LabError, with the remedy, for a record that
+    lacks it.
+
+    attack_success_rate is 100 minus robust accuracy: of all images, those count that are wrong without an attack.
+    """
     try:
-        if not is_percent(metric):
+        n = int(record["n"])
+        if metric == PARAMETERS:
+            return Figure(float(record["run"][metric]), None, n)
+        if metric == "accuracy_of_runs":
+            runs = [100 * share for share in record["runs"]["accuracies"]]
+            return Figure(mean(runs), None, n, stdev(runs))
+        if metric == "attack_success_rate":
+            robust, (low, high) = record["robust_accuracy"], record["robust_interval"]
+            return Figure(100 - 100 * robust, (100 - 100 * high, 100 - 100 * low), n)
+        if metric.startswith(OTHERS):
             of_metric = record["metrics"][unit_of(metric)]
             value, interval = of_metric["mean"], of_metric["interval"]
             return Figure(None if value is None else float(value), _finite(interval), int(of_metric["n"]))
-        share, interval = record["robust_accuracy"], None
-        if metric != "robust_accuracy_mean":
-            share, interval = record[metric], _finite(record[metric.replace("accuracy", "interval")])
-        elif (draws := record.get("draws")) is not None:
-            share = draws[metric]
-        return Figure(100 * share, (100 * interval[0], 100 * interval[1]) if interval else None, int(record["n"]))
+        if metric == "robust_accuracy_mean":
+            if (draws := record.get("draws")) is not None:
+                return Figure(100 * draws[metric], None, n)
+            metric = "robust_accuracy"  # every draw is alike
+        share, interval = record[metric], _finite(record[metric.replace("accuracy", "interval")])
+        return Figure(100 * share, (100 * interval[0], 100 * interval[1]) if interval else None, n)
     except (KeyError, TypeError, ValueError) as error:
         word = word_for(metric)
         needs = f"the cell's words need {word}; where they have it, " if word else ""

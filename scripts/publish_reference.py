@@ -25,9 +25,9 @@ def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Pat
     target = reference / (name + (f"-{suffix}" if suffix else ""))
     table = read_table(name)
     cells = cells_of(table, output_root)
-    if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.record is None]:
+    if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.missing]:
         raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run make reproduce-tables TABLES={name}")
-    runs = {run.fingerprint: run for cell in cells for run in (cell.evaluation.run, cell.evaluation.source) if run}
+    runs = {run.fingerprint: run for cell in cells for run in cell.runs}
     made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
@@ -42,6 +42,8 @@ def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Pat
     for run in runs.values():
         copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
     for cell in cells:
+        if cell.evaluation is None:
+            continue
         folder = cell.evaluation.folder(output_root)
         drawn_from = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,)}.get(table.figure.get("kind", ""), ())
         copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz", *drawn_from))

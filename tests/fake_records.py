@@ -37,7 +37,7 @@ def evaluate(evaluation: Evaluation, outputs: Path, clean: int, robust: int, n: 
     run = evaluation.run
     folder = evaluation.folder(outputs)
     record = {
-        "schema": 1, "fingerprint": evaluation.fingerprint, "run": about(run),
+        "schema": 1, "fingerprint": evaluation.fingerprint, "run": about(run) | {"parameters": 12345},
         "source": about(evaluation.source) if evaluation.source else None,
         "choices": evaluation.choices, "config": evaluation.config, "n": n, "attacked": clean,
         **accuracies(clean, robust, n), "forward_per_attacked_image": 21.0, "backward_per_attacked_image": 20.0, "seconds": 2.0,
@@ -94,6 +94,8 @@ def fill_plausibly(cells: Sequence[Cell], outputs: Path) -> None:
     """Every cell filled with figures that look like an experiment's: near the published one where there is one."""
     for cell in cells:
         evaluation, n = cell.evaluation, 10_000
+        if evaluation is None:
+            continue
         chance = np.random.default_rng(int(evaluation.fingerprint + evaluation.run.fingerprint, 16))
         for run in (evaluation.run, evaluation.source):
             if run is not None and not (run.folder(outputs) / "run.json").exists():

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 from robustbench_lab import expansion, grid
+from robustbench_lab.claims import sides_of
 from robustbench_lab.config import CONF, compose, evaluation_of, readable
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
-from robustbench_lab.grid import chosen_tables, read_table, reshaped, sides_of
+from robustbench_lab.grid import chosen_tables, read_table, reshaped
 from robustbench_lab.profiles import PROFILES, Rules
 
 SETTINGS = [
@@ -222,7 +223,10 @@ CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain 
             {"metric": "metrics.loss_sensitivity", "rows": [{"label": "r", "overrides": ["metric=[training_set_distance]"]}]},
             r"grid.yaml:\d+: metric: expected the words of r / FGSM to have metric=\[loss_sensitivity\], for metrics.loss_sensitivity, got",
         ),
-        ({"published": {"kind": "none", "figures": 3}}, r"published: expected kind, source, values, band, got \['figures'\]"),
+        ({"published": {"kind": "none", "figures": 3}}, r"published: expected kind, source, values, band, quoted, got \['figures'\]"),
+        ({"published": {"kind": "claim", "source": "x", "values": [[1, 2], [3, 4]]}}, r"published: expected values, .*got \['values'\]"),
+        ({"claims": [{**CLAIM, "evidence": 5}]}, r"claims\[0\].evidence: expected a text, got 5"),
+        ({"claims": [{**CLAIM, "text": 5}]}, r"claims\[0\].text: expected a text, got 5"),
         ({"published": {"kind": "claim", "source": "section 4"}}, "claims: expected what the paper claims"),
         ({"claims": [{**CLAIM, "holds_if": ["plain / clean > plain / PGD"]}]}, r"claims\[0\].holds_if: expected .* of this table, got"),
         ({"claims": [{**CLAIM, "holds_if": []}]}, r"claims\[0\].holds_if: expected comparisons"),
@@ -240,6 +244,86 @@ def test_a_wrong_table_is_named_with_its_key(written, changed, message):
     with pytest.raises(LabError, match=message) as error:
         read_table(name)
     assert str(grid.TABLES / "paper" / "grid.yaml") in str(error.value)
+
+
+def exact(*values, **more):
+    return {"kind": "exact", "source": "Table 9", "band": 1, "values": list(values), **more}
+
+
+@pytest.mark.parametrize("figure", ["80.03", "80.03±", "80.03 +- 0.15", "80.03 ± 0.15 %", "80.03 ± -0.15", "nan ± 1", True])
+def test_a_published_text_is_mean_and_standard_deviation(written, figure):
+    with pytest.raises(LabError, match=rf"grid.yaml:\d+: published.values\[1\]: expected .*'80.03 ± 0.15', got {re.escape(repr(figure))}"):
+        read_table(written(published=exact([1, None], [3, figure])))
+
+
+@pytest.mark.parametrize(
+    ("quoted", "message"),
+    [
+        ({"cells": "*", "source": "x"}, "published.quoted: expected a list of cells and source, got"),
+        ([{"cells": "*"}], r"published.quoted\[0\]: expected cells, .* and source, got {'cells': '\*'}"),
+        ([{"cells": "*", "source": 3}], r"published.quoted\[0\]: expected cells, .* and source, got"),
+        ([{"cells": "*", "source": "x"}, {"cells": "plain/*", "source": "y"}], r"published.quoted\[1\].cells: .*got 'plain/\*'"),
+        ([{"cells": "LS_0.9 / clean", "source": "x"}], r"published.quoted\[0\].cells: expected .*fits a cell with a published figure"),
+    ],
+)
+def test_a_quoted_figure_is_one_that_the_paper_prints(written, quoted, message):
+    with pytest.raises(LabError, match=rf"paper/grid.yaml:\d+: {message}"):
+        read_table(written(published=exact([1, 2], [None, 4], quoted=quoted)))
+
+
+def test_brackets_in_a_glob_stand_for_themselves(written):
+    """And of two globs that fit, the first counts."""
+    rows = [{"label": "V1(20)[1.5]"}, {"label": "V1(20)1"}]
+    quoted = [{"cells": "V1(20)[1.5] / *", "source": "PNI"}, {"cells": "* / FGSM", "source": "L2P"}]
+    table = read_table(written(rows=rows, published=exact(["80.03 ± 0.15", 2], [3, 4.5], quoted=quoted)))
+    found = [table.published_in(row, column) for row in table.rows for column in table.columns]
+    assert [(figure.value, figure.std, figure.quoted_from) for figure in found] == [
+        (80.03, 0.15, "PNI"), (2, None, "PNI"), (3, None, None), (4.5, None, "L2P"),
+    ]  # fmt: skip
+
+
+NOT_RUN = {"label": "RoCL", "not_run": "we do not have it"}
+RUN = {"label": "plain", "overrides": ["defense=standard"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([{**NOT_RUN, "overrides": ["seed=1"]}, RUN], {}, r"rows\[0\].not_run: expected a row without overrides, .*got \['seed=1'\]"),
+        ([RUN, {**NOT_RUN, "not_run": " "}], {}, r"rows\[1\].not_run: expected why the row is not run, got ' '"),
+        ([RUN, {**NOT_RUN, "not_run": True}], {}, r"rows\[1\].not_run: expected why the row is not run, got True"),
+        ([RUN, NOT_RUN], {"published": exact([1, 2], [None, None])}, r"rows\[1\].not_run: expected published figures .*, got 'RoCL'"),
+        ([RUN, NOT_RUN], {"published": {"kind": "none"}}, r"rows\[1\].not_run: expected published figures .*, got 'RoCL'"),
+        (
+            [RUN, NOT_RUN],
+            {"claims": [{**CLAIM, "holds_if": ["plain / FGSM > RoCL / FGSM"]}]},
+            r"claims\[0\].holds_if: expected cells of rows that are run, without not_run, got 'plain / FGSM > RoCL / FGSM'",
+        ),
+        (
+            [RUN, NOT_RUN],
+            {"exceptions": [{"row": "RoCL", "column": "FGSM", "overrides": ["seed=1"]}]},
+            r"exceptions\[0\].row: expected a row that is run, without not_run, got 'RoCL'",
+        ),
+    ],
+)
+def test_a_row_that_is_not_run_has_published_figures_alone(written, rows, more, message):
+    given = {"rows": rows, "published": exact([1, 2], [3, None]), "claims": [], "exceptions": []}
+    with pytest.raises(LabError, match=rf"paper/grid.yaml:\d+: {message}"):
+        read_table(written(**given | more))
+
+
+def test_a_row_that_is_not_run_has_no_words(written):
+    table = read_table(written(rows=[RUN, NOT_RUN], published=exact([1, 2], [3, None]), claims=[], exceptions=[]))
+    assert {row.label for row, _, _ in table.words()} == {"plain"}
+    assert {row.label for row, _, _ in reshaped(table, "smoke").words()} == {"plain"}
+
+
+def test_means_over_runs_need_an_attack_that_is_repeated(written, tmp_path):
+    from robustbench_lab.jobs.tables import cells_of
+
+    name = written(columns=[{"label": "PGD", "metric": "accuracy_of_runs", "overrides": ["attack=pgd"]}], published={"kind": "none"})
+    with pytest.raises(LabError, match=r"paper/grid.yaml: plain / PGD: accuracy_of_runs needs an attack that is repeated.*got attack=pgd$"):
+        cells_of(read_table(name), tmp_path)
 
 
 def test_the_line_of_a_wrong_key_is_named(written):

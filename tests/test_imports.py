@@ -29,7 +29,12 @@ def inside(name: str, parents: tuple[str, ...]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
-WITHOUT_TORCH = ("jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "records", "units", "claims")
+WITHOUT_TORCH = (
+    "jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "published_figures", "records", "table_checks",
+    "units", "claims",
+)  # fmt: skip
+# multirun holds Hydra's own callback
+WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "profiles", "table_checks")
 
 
 def forbidden(module: str, names: set[str]) -> set[str]:
@@ -54,7 +59,7 @@ def forbidden(module: str, names: set[str]) -> set[str]:
             and not inside(name, ("robustbench_lab.defenses.base", f"robustbench_lab.defenses.{file}"))
             and name != "robustbench_lab.defenses"
         }
-    if package not in ("__main__", "config", "expansion", "grid", "jobs", "multirun", "profiles"):  # multirun holds Hydra's own callback
+    if package not in WITH_HYDRA:
         bad |= {name for name in names if inside(name, ("hydra", "omegaconf"))}
     if module in WITHOUT_TORCH or package == "figures":
         bad |= {name for name in names if inside(name, ("torch", "torchvision"))}

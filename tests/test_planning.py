@@ -73,6 +73,14 @@ def test_a_teacher_is_a_job_that_comes_first(cells, tmp_path):
     assert standard.words == ["backbone=small_cnn", "defense=standard"]
 
 
+def test_a_row_that_is_not_run_is_no_job(cells, tmp_path):
+    rows = [{"label": "plain"}, {"label": "RoCL", "not_run": "we do not have it"}]
+    published = {"kind": "exact", "source": "Table 3", "band": 1, "values": [[1, 2, 3], [4, 5, None]]}
+    plan = plan_of(cells(rows=rows, published=published), tmp_path)
+    assert [job.verb for job in plan.jobs] == ["train", "evaluate", "evaluate"]
+    assert next(plan.lines()).startswith("1 training runs: 0 finished, 1 missing")
+
+
 def test_what_is_finished_is_no_job(cells, tmp_path):
     found = cells()
     train(found[0], tmp_path, 60)

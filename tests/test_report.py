@@ -24,8 +24,8 @@ from PIL import Image
 from robustbench_lab import expansion, grid
 from robustbench_lab.config import compose, evaluation_of
 from robustbench_lab.figures.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart
+from robustbench_lab.figures.entries import Ball
 from robustbench_lab.figures.pictures import examples_of
-from robustbench_lab.figures.sections import Ball
 from robustbench_lab.jobs import report
 from robustbench_lab.jobs.report import write_report
 from robustbench_lab.jobs.tables import Cell, cells_of
@@ -320,6 +320,46 @@ def test_a_table_of_metrics_alone_has_no_chart_of_pairs(cells, outputs):
     (caption,) = [caption for caption in page.tables if caption.startswith("Ours")]
     assert caption.endswith("the difference, and whether it is within the band, at most 0.1 apart.")
     assert page.table("Every table")[2][3:5] == ["1", "1"]
+
+
+MIXED: dict[str, Any] = {
+    "rows": [{"label": "plain", "overrides": ["defense=standard"]}, {"label": "RoCL", "not_run": "no <code> of it"}],
+    "columns": [{"label": "FGSM"}, {"label": "PGD", "metric": "accuracy_of_runs", "overrides": ["attack=pgd_fm_five"]}],
+    "published": {
+        "kind": "exact", "source": "Table 9", "band": 40, "values": [[81.63, "80.03 ± 0.15"], ["49.66 ± 0.3", None]],
+        "quoted": [{"cells": "RoCL / *", "source": "Kim <et al.>"}],
+    },
+    "claims": [{"text": "FM holds", "source": "section 6", "evidence": "Table 1: <81.63>", "holds_if": ["plain / FGSM > 50"]}],
+    "findings": [],
+}  # fmt: skip
+
+
+def test_runs_quoted_figures_and_rows_that_are_not_run(cells, outputs):
+    """Accuracies 70, 80 and 90 of the runs: 80 ± 10."""
+    found = cells(**MIXED)
+    fill(found[0], outputs, 9, 8)
+    fill(found[1], outputs, 9, 6, runs={"accuracies": [0.7, 0.8, 0.9]})
+    page = page_of(outputs)
+    assert page.table("Ours with its 95 % interval")[1:] == [
+        ["plain", "80.00 49.02 to 94.33 paper 81.63 -1.63 within the band", "80.00 ± 10.00 paper 80.03 ± 0.15 -0.03 within the band"],
+        ["RoCL", "- quoted 49.66 ± 0.30", "-"],
+    ]
+    assert "± is the sample standard deviation over the runs of one attack." in page.words
+    assert "not run (no <code> of it): RoCL" in page.words
+    assert "quoted from Kim <et al.>: RoCL (FGSM)" in page.words
+    assert "holds FM holds (section 6) The paper\N{RIGHT SINGLE QUOTATION MARK}s evidence: Table 1: <81.63>" in page.words
+    assert page.table("Every table")[2][:5] == ["fm/grid", "paper", "2 of 2", "2", "0"]
+    assert "missing" not in page.words
+    assert page.table("Robust accuracy where")[1] == [
+        "plain",
+        "linf 0.1",
+        "pgd_fm_five",
+        "80.03",
+        "60.00",
+        "pgd_fm_five",
+        "60.00",
+        "-20.03",
+    ]
 
 
 # Claimed and strongest

@@ -64,7 +64,8 @@ class Panel:
 def curves_figure(panels: Sequence[Panel], columns: int, x_label: str, y_label: str, footer: str, log_x: bool = False) -> Figure:
     """Panels in rows of `columns`, with one legend: the same label looks the same in every panel.
 
-    Raises LabError for lengths that differ, figures outside 0 to 100, x that does not rise (or is not positive, on a logarithmic axis), a
+    log_x: a logarithmic axis; where a panel begins at 0, a straight piece of it leads from there to the smallest x above.
+    Raises LabError for lengths that differ, figures outside 0 to 100, x that does not rise (or is negative, on a logarithmic axis), a
     label twice in a panel, and more labels than there are styles.
     """
     if not panels or columns < 1:
@@ -119,8 +120,8 @@ def _check(panel: Panel, log_x: bool) -> None:
         if any(not math.isfinite(x) for x in series.x) or any(a >= b for a, b in zip(series.x, series.x[1:], strict=False)):
             raise LabError(f"{where}: expected finite x that rises, got {list(series.x)}")
         points = series.published
-        if log_x and any(x <= 0 for x in [*series.x, *(x for x, _ in points)]):
-            raise LabError(f"{where}: a logarithmic axis has no place for x <= 0, got {[*series.x, *(x for x, _ in points)]}")
+        if log_x and any(x < 0 for x in [*series.x, *(x for x, _ in points)]):
+            raise LabError(f"{where}: a logarithmic axis has no place for x < 0, got {[*series.x, *(x for x, _ in points)]}")
         figures = [*series.y, *series.low, *series.high, *(y for _, y in points)]
         if wrong := [y for y in figures if y is not None and not 0 <= y <= 100]:
             raise LabError(f"{where}: expected percent, 0 to 100, or None, got {wrong}")
@@ -131,11 +132,17 @@ def _check(panel: Panel, log_x: bool) -> None:
 
 
 def _draw(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, Any, str]], log_x: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
     if log_x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        places = {x for series in panel.series for x in [*series.x, *(x for x, _ in series.published)]}
+        if 0 in places:
+            least = min(places - {0}, default=1.0)
+            axes.set_xscale("symlog", linthresh=least, linscale=0.3)
+            axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=[1.0, 3.0]))
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))

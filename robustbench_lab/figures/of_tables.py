@@ -10,8 +10,9 @@ import numpy as np
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.curves import Panel, Series, curves_figure
+from robustbench_lab.figures.features import Cloud, features_figure
 from robustbench_lab.figures.images import Group, Plane, Points, Row, planes_figure, strips_figure
-from robustbench_lab.records import EXAMPLES_FILE, PLANE_FILE, read_arrays
+from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, read_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
     from robustbench_lab.jobs.tables import Cell
 
 MOST_ADDED = 600  # added points that one plane shows
+MOST_NEIGHBOURS = 100  # images of each class that t-SNE shows
 NEEDED = {
     EXAMPLES_FILE: {"index", "x", "delta", "label", "clean_prediction", "prediction"},
+    FEATURES_FILE: {"label", "clean", "attacked"},
     PLANE_FILE: {"probability", "points", "labels", "extra", "extra_labels"},
 }
 
 
 def drawn(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
     """The figure of a table that has one; None where nothing that it shows is measured. Raises LabError for a damaged file."""
-    draw = {"curves": _curves, "pictures": _pictures, "planes": _planes}
+    draw = {"curves": _curves, "pictures": _pictures, "planes": _planes, "features": _features}
     measured = any(cell.record is not None for cell in cells)
     return draw[table.figure["kind"]](table, cells, output_root) if table.figure and measured else None
 
@@ -39,9 +42,12 @@ def _curves(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure:
     for row in table.rows:
         own = [cell for cell in cells if cell.row == row.label]
         points = [(float(cell.column), cell.published) for cell in own if cell.published is not None]
+        if row.not_run is not None and not points:
+            continue  # nothing of it is left: a profile shows no published figures
         low, high = ([_end(cell, i) for cell in own] for i in (0, 1))
         series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
-    return curves_figure([Panel(_subject(table), series)], 1, table.figure["x"], "accuracy, %", _footer(table, cells))
+    log_x = table.figure.get("scale") == "log"
+    return curves_figure([Panel(_subject(table), series)], 1, table.figure["x"], "accuracy, %", _footer(table, cells), log_x)
 
 
 def _end(cell: Cell, end: int) -> float | None:
@@ -101,9 +107,28 @@ def _plane(arrays: dict[str, np.ndarray]) -> Plane:
     return Plane(arrays["probability"], Points(arrays["points"], arrays["labels"]), added)
 
 
+def _features(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+    """An evaluation that kept features is a column: one model on one dataset, named after the last of its cells."""
+    shown_as = {cell.evaluation.folder(output_root): cell for cell in cells if cell.evaluation is not None}
+    kept = {cell.name: arrays for cell in shown_as.values() if (arrays := _arrays(cell, FEATURES_FILE, output_root)) is not None}
+    if not kept:
+        return None
+    attacked, classes = table.figure["attacked"], 1 + max(int(arrays["label"].max()) for arrays in kept.values())
+    others = table.reshaped and table.profile == "smoke"  # other images than the file speaks of
+    names = (not others and table.figure.get("classes")) or [str(k) for k in range(classes)]
+    clouds = [
+        Cloud(name, arrays["clean"], arrays["label"], arrays["attacked"][arrays["label"] == attacked]) for name, arrays in kept.items()
+    ]
+    sizes = ", ".join(f"{size:,}" for size in sorted({len(cloud.clean) for cloud in clouds}))
+    shown = f" {sizes} clean test images, and those of one class after the attack; t-SNE of the first {MOST_NEIGHBOURS} of each class."
+    return features_figure(clouds, names, attacked, MOST_NEIGHBOURS, _footer(table, cells, shown))
+
+
 def _arrays(cell: Cell, name: str, output_root: Path) -> dict[str, np.ndarray] | None:
+    if cell.evaluation is None or cell.record is None:
+        return None
     path = cell.evaluation.folder(output_root) / name
-    if cell.record is None or not path.exists():
+    if not path.exists():
         return None
     arrays = read_arrays(path)
     if missing := sorted(NEEDED[name] - arrays.keys()):
@@ -116,10 +141,12 @@ def _subject(table: Table) -> str:
     return table.title.partition(": ")[2] or table.title
 
 
-def _footer(table: Table, cells: Sequence[Cell]) -> str:
-    """What it is, how it was made and on how many images."""
+def _footer(table: Table, cells: Sequence[Cell], about: str | None = None) -> str:
+    """What it is, how it was made and on how many images; `about` says so where the kind of figure alone does not."""
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
     profile = "" if table.profile == "paper" else f" PROFILE {table.profile.upper()}: NOT A REPRODUCTION."
+    if about is not None:
+        return f"{table.title}.{about}{profile}"
     counted = "" if table.figure["kind"] == "planes" else f" n = {', '.join(f'{size:,}' for size in sizes)} test images."
     about = {"curves": " Bands: 95 % intervals over the images, one trained model each.",
              "pictures": " Beneath each picture: prediction before and after, and the length of the change over that of the image (l2).",

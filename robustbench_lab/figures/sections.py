@@ -6,125 +6,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robustbench_lab.figures.charts import Pair, Point, Reach
+from robustbench_lab.figures.entries import Ball, Entry, Panel, Trained
 from robustbench_lab.pages import footnote_letters
 
 if TYPE_CHECKING:
     from robustbench_lab.claims import CheckedClaim
-    from robustbench_lab.config import Run
+    from robustbench_lab.config import Evaluation, Run
     from robustbench_lab.grid import Table
     from robustbench_lab.jobs.tables import Cell
 
 GROUPS = ("dataset", "backbone", "defense", "training")
+UNDER_ATTACK = ("robust_accuracy", "robust_accuracy_mean", "accuracy_of_runs")  # metrics of cells that say how much an attack leaves
 OF_THE_ATTACK = {"collapsed", "transfer_only"}  # warnings of a record that say nothing about hidden gradients
-UNSAID = dict.fromkeys(
-    ("forward_per_attacked_image", "backward_per_attacked_image", "device", "platform", "commit", "command", "finished_at", "versions")
-)  # what a record of an older version may lack, and a page can do without
 PANEL = {
     "clean": "clean", "one_step": "one step", "iterated": "iterated", "longer": "more steps", "margin": "margin loss",
     "larger": "larger ball", "unbounded": "no bound", "queries": "queries", "random": "random draws", "strongest": "strongest",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Where an attack may go."""
-
-    norm: str
-    eps: float
-
-    @classmethod
-    def of(cls, budget: Mapping[str, Any]) -> Ball:
-        return cls(str(budget["norm"]), float(budget["eps"]))  # a record has "inf" for infinity
-
-    def __str__(self) -> str:
-        levels = 255 * self.eps
-        if math.isinf(self.eps):
-            return f"{self.norm}, no bound"
-        if self.norm != "l0" and len(f"{self.eps:g}") > 5 and abs(levels - round(levels)) < 1e-6:
-            return f"{self.norm} {round(levels)}/255"
-        return f"{self.norm} {self.eps:g}"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What a panel measured on `n` images of one model: accuracies in percent, by the names of conf/panel/."""
-
-    key: str
-    ball: Ball
-    n: int
-    accuracy: Mapping[str, float]
-
-    @classmethod
-    def of(cls, panel: Mapping[str, Any]) -> Panel:
-        shares = {"clean": panel["clean_accuracy"], **panel["accuracy"]}
-        return cls(str(panel["key"]), Ball.of(panel), int(panel["n"]), {name: 100 * float(share) for name, share in shares.items()})
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A record and its folder, read as far as the page needs it; accuracies in percent."""
-
-    folder: Path
-    record: Mapping[str, Any]
-    run: str
-    fingerprint: str
-    dataset: str
-    backbone: str
-    defense: str
-    seed: int
-    attack: str
-    threat_model: str
-    white: bool
-    ball: Ball
-    n: int
-    clean: float
-    robust: Point
-    seconds: float
-    warnings: Sequence[Mapping[str, str]]
-    panel: Panel | None
-
-    @classmethod
-    def of(cls, folder: Path, record: Mapping[str, Any]) -> Entry:
-        """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks what every record has."""
-        trained, config, choices = record["run"], record["config"], record["choices"]
-        low, high = record["robust_interval"]
-        return cls(
-            folder=folder,
-            record={**UNSAID, **record},
-            run=str(trained["fingerprint"]),
-            fingerprint=str(record["fingerprint"]),
-            dataset=str(trained["choices"]["dataset"]),
-            backbone=str(trained["choices"]["backbone"]),
-            defense=str(trained["choices"]["defense"]),
-            seed=int(trained["seed"]),
-            attack=str(choices["attack"]),
-            threat_model=str(choices["threat_model"]),
-            white=config["threat_model"]["sees"] == "defended",
-            ball=Ball.of(config["budget"]),
-            n=int(record["n"]),
-            clean=100 * record["clean_accuracy"],
-            robust=Point(100 * record["robust_accuracy"], 100 * low, 100 * high),
-            seconds=float(record["seconds"]),
-            warnings=[{"code": str(warning["code"]), "message": str(warning.get("message", ""))} for warning in record["warnings"]],
-            panel=Panel.of(record["panel"]) if record.get("panel") else None,
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training run: its run.json and its epochs."""
-
-    name: str
-    record: Mapping[str, Any]
-    epochs: Sequence[Mapping[str, Any]]
-
-    @classmethod
-    def of(cls, name: str, record: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Trained:
-        return cls(name, {**UNSAID, "config": {}, "seconds": None, "epochs": None, "parameters": None, **record}, epochs)
 
 
 @dataclass(frozen=True)
@@ -186,7 +86,12 @@ class Section:
 
     @property
     def missing(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.record is None]
+        return [cell for cell in self.cells if cell.missing]
+
+    @cached_property
+    def evaluated(self) -> list[tuple[Cell, Evaluation]]:
+        """The cells that are run, measured or not, with their evaluations."""
+        return [(cell, cell.evaluation) for cell in self.cells if cell.evaluation is not None]
 
     @property
     def sizes(self) -> list[int]:
@@ -198,16 +103,16 @@ class Section:
     @cached_property
     def runs(self) -> dict[str, Run]:
         """The models that the measured cells attack, by fingerprint."""
-        return {cell.evaluation.run.fingerprint: cell.evaluation.run for cell in self.measured}
+        return {evaluation.run.fingerprint: evaluation.run for cell, evaluation in self.evaluated if cell.record is not None}
 
     @cached_property
     def models(self) -> dict[str, str]:
         """What the table calls each model: its row, its column, or else the words in which it differs from the others."""
-        runs = {cell.evaluation.run.fingerprint: cell.evaluation.run for cell in self.cells}
+        runs = {evaluation.run.fingerprint: evaluation.run for _, evaluation in self.evaluated}
         for axis in ("row", "column"):
             labels: dict[str, set[str]] = {}
-            for cell in self.cells:
-                labels.setdefault(cell.evaluation.run.fingerprint, set()).add(getattr(cell, axis))
+            for cell, evaluation in self.evaluated:
+                labels.setdefault(evaluation.run.fingerprint, set()).add(getattr(cell, axis))
             named = {run: min(found) for run, found in labels.items()}
             if all(len(found) == 1 for found in labels.values()) and len(set(named.values())) == len(named):
                 return named
@@ -237,16 +142,16 @@ class Section:
         letters = {note.code: note.letter for note in self.footnotes}
         return sorted({letters[flag["code"]] for flag in cell.flags})
 
-    def entry(self, cell: Cell) -> Entry | None:
-        of_run = self.entries.get(cell.evaluation.run.fingerprint, ())
-        return next((entry for entry in of_run if entry.fingerprint == cell.evaluation.fingerprint), None)
+    def entry(self, evaluation: Evaluation) -> Entry | None:
+        of_run = self.entries.get(evaluation.run.fingerprint, ())
+        return next((entry for entry in of_run if entry.fingerprint == evaluation.fingerprint), None)
 
     @cached_property
     def distinct(self) -> list[tuple[Entry, list[Cell]]]:
         """Each record that fills a cell, with the cells that it fills."""
         found: dict[tuple[str, str], tuple[Entry, list[Cell]]] = {}
-        for cell in self.measured:
-            entry = self.entry(cell)
+        for cell, evaluation in self.evaluated:
+            entry = self.entry(evaluation) if cell.record is not None else None
             if entry is not None:
                 found.setdefault((entry.run, entry.fingerprint), (entry, []))[1].append(cell)
         return list(found.values())
@@ -269,25 +174,25 @@ class Section:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """For each model and bounded ball in which the table attacks a model that it shows: the paper's figure, and our strongest."""
-        groups: dict[tuple[str, Ball], list[Cell]] = {}
-        for cell in self.cells:
-            ball = Ball.of(cell.evaluation.config["budget"])
-            white = cell.evaluation.config["threat_model"]["sees"] == "defended"
-            if white and cell.metric == "robust_accuracy" and math.isfinite(ball.eps):
-                groups.setdefault((cell.evaluation.run.fingerprint, ball), []).append(cell)
+        groups: dict[tuple[str, Ball], list[tuple[Cell, Evaluation]]] = {}
+        for cell, evaluation in self.evaluated:
+            ball = Ball.of(evaluation.config["budget"])
+            white = evaluation.config["threat_model"]["sees"] == "defended"
+            if white and cell.metric in UNDER_ATTACK and math.isfinite(ball.eps):
+                groups.setdefault((evaluation.run.fingerprint, ball), []).append((cell, evaluation))
         return [found for (run, ball), cells in groups.items() if (found := self._comparison(run, ball, cells)) is not None]
 
-    def _comparison(self, run: str, ball: Ball, cells: Sequence[Cell]) -> Comparison | None:
+    def _comparison(self, run: str, ball: Ball, cells: Sequence[tuple[Cell, Evaluation]]) -> Comparison | None:
         tried = [entry for entry in self.entries.get(run, ()) if entry.white and entry.ball == ball]
         if not tried:
             return None
-        published = [cell for cell in cells if cell.published is not None]
-        measured = [cell for cell in cells if cell.value is not None]
+        published = [(cell.published, i) for i, (cell, _) in enumerate(cells) if cell.published is not None]
+        measured = [(cell.value, i) for i, (cell, _) in enumerate(cells) if cell.value is not None]
         if not published and not measured:
             return None
-        told = min(published, key=lambda cell: cell.published or 0) if published else min(measured, key=lambda cell: cell.value or 0)
+        told, evaluation = cells[min(published or measured)[1]]
         strongest = min(tried, key=lambda entry: (entry.robust.value, entry.attack, entry.fingerprint))
-        return Comparison(self.models[run], ball, told.evaluation.choices["attack"], told.published, self.entry(told), strongest)
+        return Comparison(self.models[run], ball, evaluation.choices["attack"], told.published, self.entry(evaluation), strongest)
 
     def reaches(self) -> list[Reach]:
         several = len({comparison.ball for comparison in self.comparisons}) > 1
@@ -317,9 +222,9 @@ class Section:
     def training(self) -> list[tuple[str, Trained]]:
         """Model and run; those that the attacker sees instead come last."""
         found = {key: self.models[key] for key in self.runs}
-        for cell in self.measured:
-            if cell.evaluation.source is not None:
-                found.setdefault(cell.evaluation.source.fingerprint, cell.evaluation.source.name)
+        for cell, evaluation in self.evaluated:
+            if cell.record is not None and evaluation.source is not None:
+                found.setdefault(evaluation.source.fingerprint, evaluation.source.name)
         return [(model, self.trained[key]) for key, model in found.items() if key in self.trained]
 
     def curves(self) -> tuple[str, list[tuple[str, list[float], list[float]]]]:

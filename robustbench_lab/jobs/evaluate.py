@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from robustbench_lab.attacks.gradients import Attack, is_random
-from robustbench_lab.checks import Panel, compared, signs, warnings_of
+from robustbench_lab.checks import compared, signs, warnings_of
 from robustbench_lab.config import (
     Evaluation,
     Run,
@@ -32,16 +31,19 @@ from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.evaluation_record import record_of
+from robustbench_lab.features import Features
+from robustbench_lab.jobs.panel import panel_facts, panel_of
 from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
 from robustbench_lab.metrics.measures import Measure
 from robustbench_lab.models import Defended
+from robustbench_lab.noise import noise_layers
 from robustbench_lab.plane import SHAPE, plane_of
 from robustbench_lab.records import (
     EXAMPLES_FILE,
+    FEATURES_FILE,
     PLANE_FILE,
     RECORD_FILE,
     RUN_FILE,
-    SCHEMA,
     commit,
     locked,
     read_arrays,
@@ -58,7 +60,7 @@ log = logging.getLogger("robustbench_lab")
 
 OUTCOME_FILE = "outcome.npz"
 PARTIAL_FILE = "outcome.partial.npz"
-OF_EXAMPLES = "examples."  # what their arrays' names begin with in a partial outcome
+OF_EXAMPLES, OF_FEATURES = "examples.", "features."  # what their arrays' names begin with in a partial outcome
 
 
 def main(cfg: DictConfig) -> None:
@@ -78,12 +80,14 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     digests = {"run": digest_of(evaluation.run, output_root)}
     if evaluation.source is not None:
         digests["source"] = digest_of(evaluation.source, output_root)
-    key = look.key(digests["run"], how)
+    key = look.key(digests["run"], how | ({"without_noise": True} if cfg.without_noise else {}))
     folder = evaluation.folder(output_root)
     if not cfg.force and _finished(folder, digests, key):
         return folder
     device = device_of(cfg.device)
     dataset, defended, defense = load_run(evaluation.run, evaluation.run.folder(output_root), device)
+    if cfg.without_noise:
+        defended = silenced(defended)
     source = None
     if evaluation.source is not None:
         same = evaluation.source.fingerprint == evaluation.run.fingerprint  # the twin of an undefended run is that run
@@ -108,6 +112,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             (folder / RECORD_FILE).unlink(missing_ok=True)
             train = _images(load("train")) if any(measure.needs_train for measure in measures.values()) else None
             measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
+            measuring["keep_features"] = cfg.keep_features
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
                 measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data, afresh=cfg.force)
             record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
@@ -149,6 +154,7 @@ def _attacked(
 
     def save(outcome: Outcome) -> None:
         arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
+        arrays |= {OF_FEATURES + name: array for name, array in _arrays(outcome.features).items()}
         write_arrays(partial, mark=np.array(mark), **arrays)
         if (crafted := how.get("crafted")) is not None:
             crafted.save(float(outcome.seconds.sum()), last=bool(outcome.done.all()))
@@ -160,12 +166,16 @@ def _attacked(
         folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
         right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
         **({"after": outcome.after} if how["misclassified"] else {}),
+        **({"runs": outcome.runs} if len(outcome.runs) else {}),
         **{f"metric.{name}": values for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)},
     )  # fmt: skip
     write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
+    if outcome.features is not None:
+        write_arrays(folder / FEATURES_FILE, **_arrays(outcome.features))
     averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
-    return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device_name(device))
+    parameters = sum(p.numel() for p in defended.parameters() if p.requires_grad)
+    return record_of(evaluation, outcome, names, digests, parameters, classes, defended.stochastic, samples, device_name(device))
 
 
 def _plane(
@@ -180,10 +190,24 @@ def _plane(
 def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path:
     """Where what the attack finds on the source is kept: a name for everything that it depends on."""
     assert evaluation.source is not None
-    aside = ("threat_model", "metric", "verdict_draws", "attack_misclassified")
+    aside = ("threat_model", "metric", "verdict_draws", "attack_misclassified", "keep_features", "without_noise")
     images = evaluation.run.config["dataset"]  # the attacked run's: the source may have learned from others
     content = {name: part for name, part in evaluation.config.items() if name not in aside} | {"digest": digest, "dataset": images}
     return evaluation.source.folder(output_root) / "crafted" / f"{evaluation.choices['attack']}-{fingerprint(content)}.npz"
+
+
+def silenced(defended: Defended) -> Defended:
+    """The model with the noise in its layers off, which answers one image always alike, in one pass; a model that others see is as it was.
+
+    Raises LabError if it has no layer with noise.
+    """
+    try:
+        layers = noise_layers(defended)
+    except LabError as error:
+        raise LabError(f"without_noise: expected false for a defense without noise, got true; {error}") from error
+    for layer in layers:
+        layer.active = False
+    return Defended(defended.network, list(defended.fronts), own_loss=defended.own_loss)  # type: ignore[arg-type]
 
 
 def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
@@ -204,11 +228,13 @@ def _images(data: ImageSet) -> torch.Tensor:
 
 def check_choice(cfg: DictConfig, attack: Attack) -> None:
     """Stop, before anything is loaded, if the images cannot be chosen so."""
-    more, first = cfg.attack_misclassified, cfg.test_first
+    more = cfg.attack_misclassified
     require(isinstance(more, bool), "attack_misclassified", "true or false", more)
+    require(isinstance(cfg.without_noise, bool), "without_noise", "true or false", cfg.without_noise)
     require(not more or len(attack.stages()) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", more)
-    counted = isinstance(first, int) and not isinstance(first, bool) and first >= 1
-    require(first is None or counted, "test_first", "a whole number >= 1, or null", first)
+    for key in ("test_first", "keep_features"):
+        counted = isinstance(cfg[key], int) and not isinstance(cfg[key], bool) and cfg[key] >= 1
+        require(cfg[key] is None or counted, key, "a whole number >= 1, or null", cfg[key])
 
 
 def how_of(cfg: DictConfig) -> dict[str, Any]:
@@ -221,43 +247,6 @@ def how_of(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
         "precision": cfg.search_precision,
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Look:
-    """A panel, the ball that it tries, and which of the test images there are."""
-
-    panel: Panel
-    ball: Budget
-    test_size: int | None
-
-    def key(self, digest: str, how: dict[str, Any]) -> str | None:
-        """What names this panel's figures for these weights; None for no panel."""
-        kept = {name: entry for name, entry in how.items() if name != "batch_size"}
-        content = {"panel": repr(self.panel), "ball": repr(self.ball), "digest": digest, "test_size": self.test_size, **kept}
-        return fingerprint(content) if self.panel.images else None
-
-
-def panel_of(cfg: DictConfig) -> Look:
-    """The panel with the evaluation's own ball, or the dataset's usual one where that is unbounded or of l0."""
-    config = plain(cfg, "panel", "budget", "dataset")
-    panel, budget = build(config["panel"], "panel"), build(config["budget"], "budget")
-    if budget.norm == "l0" or not 0 < budget.eps < math.inf:
-        budget = Budget(**config["dataset"]["budget"])
-    if panel.images:
-        panel.check(budget)
-    return Look(panel, budget, config["dataset"].get("test_size"))
-
-
-def panel_facts(
-    look: Look, key: str, run: Run, defended: Defended, data: ImageSet, how: dict[str, Any], output_root: Path, force: bool
-) -> dict[str, Any]:
-    """The panel's figures for these weights and this ball: as they were written once, or made now."""
-    path = run.folder(output_root) / "panel" / f"{key}.json"
-    with locked(path.parent, log.info):
-        if force or not path.exists():
-            write_json(path, {"schema": SCHEMA, "run": run.name, **look.panel.run(defended, data, look.ball, **how)})
-        return read_json(path)
 
 
 def digest_of(run: Run, output_root: Path) -> str:
@@ -288,8 +277,8 @@ def _finished(folder: Path, digests: dict[str, str], panel: str | None) -> bool:
     return fresh
 
 
-def _arrays(of: Outcome | Examples) -> dict[str, np.ndarray]:
-    return {f.name: value for f in fields(of) if isinstance(value := getattr(of, f.name), np.ndarray)}
+def _arrays(of: Outcome | Examples | Features | None) -> dict[str, np.ndarray]:
+    return {f.name: value for f in fields(of) if isinstance(value := getattr(of, f.name), np.ndarray)} if of else {}
 
 
 def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
@@ -301,7 +290,8 @@ def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
         if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
             return None
         examples = Examples(**{f.name: arrays.pop(OF_EXAMPLES + f.name) for f in fields(Examples)})
-        outcome = Outcome(**arrays, examples=examples)
+        kept = {f.name: arrays.pop(OF_FEATURES + f.name) for f in fields(Features) if OF_FEATURES + f.name in arrays}
+        outcome = Outcome(**arrays, examples=examples, features=Features(**kept) if kept else None)
     except (LabError, KeyError, TypeError) as error:
         log.warning("starting afresh, because %s is of no use: %s", path, error)
         return None

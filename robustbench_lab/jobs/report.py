@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 from robustbench_lab.claims import claims_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.charts import LINES, curves_chart, pairs_chart, reaches_chart
+from robustbench_lab.figures.entries import Entry, Trained
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
 from robustbench_lab.figures.pictures import Example, examples_of
-from robustbench_lab.figures.sections import Entry, Section, Trained, flat
+from robustbench_lab.figures.sections import Section, flat
 from robustbench_lab.grid import Table, chosen_tables, reshaped
 from robustbench_lab.jobs.tables import filled
-from robustbench_lab.pages import PROFILES, bands, commands_of, with_figures
+from robustbench_lab.pages import PROFILES, bands, commands_of, origins, with_figures
 from robustbench_lab.profiles import PROFILES as EVERY_PROFILE
 from robustbench_lab.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_arrays, read_json, read_record, write_bytes
 
@@ -191,6 +192,7 @@ def page(tables: Sequence[Table], shelf: Shelf) -> str:
         figures={section.anchor: figure_of(section, shelf) for section in sections},
         galleries={section.anchor: shelf.galleries(section) for section in sections},
         prose={section.anchor: prose_of(section) for section in sections},
+        origins={section.anchor: origins(section.table, section.cells) for section in sections},
         entries=shelf.entries,
         failures=shelf.failures(),
         problems=shelf.problems,  # last: what was read above may have found some
@@ -207,7 +209,7 @@ def papers_of(tables: Sequence[Table], shelf: Shelf) -> list[Paper]:
         sections, unmeasured = by_paper.setdefault(table.name.partition("/")[0], ([], []))
         own = [(shape, cells) for shape, cells in every if shape.name == table.name and any(cell.record for cell in cells)]
         for shape, cells in own:
-            commands = {cell.name: commands_of(cell) for cell in cells if cell.record is None}
+            commands = {cell.name: commands_of(cell) for cell in cells if cell.missing}
             sections.append(Section(shape, cells, claims_of(shape, cells), entries, shelf.trained, commands))
         if not own:
             unmeasured.append(table)
@@ -219,12 +221,14 @@ def caption_of(section: Section) -> str:
     """What the cells of a table's grid hold."""
     table, sizes = section.table, section.sizes
     told = "Ours with its 95 % interval" + (f", n = {sizes[0]:,} test images" if len(sizes) == 1 else " and n, the number of test images")
-    if not all(table.in_percent):
+    if table.averages:
         told += "; where the figure is no percentage, n is of those that count"
     if section.compares:
         difference = "the difference in points" if all(table.in_percent) else "the difference"
         judged = f"{difference}, and whether it is within the band, {bands(table)}" if section.judged else difference
         told += f"; the published figure ({table.published['source']}), {judged}"
+    if any(cell.std is not None for cell in section.cells):
+        told += "; ± is the sample standard deviation over the runs of one attack"
     return f"{told}."
 
 
@@ -272,11 +276,12 @@ def prose_of(section: Section) -> dict[str, list[str]]:
     return {name: [" ".join(with_figures(entry, section.cells).split()) for entry in entries] for name, entries in parts.items() if entries}
 
 
-def figure(value: float | str | None, form: str = ".2f") -> str:
-    """A number as the page shows it; a dash for none, and words as they are (a record has "nan" for what is no number)."""
+def figure(value: float | str | None, form: str = ".2f", std: float | None = None) -> str:
+    """A number as the page shows it, with its standard deviation where it is a mean over runs; a dash for none, and words as they are (a
+    record has "nan" for what is no number)."""
     if not isinstance(value, int | float):
         return value or DASH
-    return format(value, form).replace("-", MINUS)
+    return format(value, form).replace("-", MINUS) + ("" if std is None else f" ± {std:{form}}")
 
 
 def commit(name: str | None) -> str:

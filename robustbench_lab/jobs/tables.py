@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,39 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from robustbench_lab.claims import claims_of
-from robustbench_lab.config import Evaluation
+from robustbench_lab.config import Evaluation, Run
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
-from robustbench_lab.grid import Table, chosen_tables
+from robustbench_lab.grid import Column, Row, Table, chosen_tables
 from robustbench_lab.pages import PROFILES, grid, latex, markdown
+from robustbench_lab.published_figures import PublishedFigure
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
-from robustbench_lab.units import Figure, figure_of, is_percent, unit_of
+from robustbench_lab.units import Figure, figure_of, is_percent, unit_of, word_for
 
 log = logging.getLogger("robustbench_lab")
+
+FEW_HAVE = ("ours_std", "published_std", "quoted_from")  # columns of the CSV that only some tables fill
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: the words that describe it, its evaluation, and its record where there is one. Figures are in the metric's unit."""
+    """One figure: the words that describe it, its evaluation, and its record where there is one. Figures are in the metric's unit.
+
+    A cell of a row that is not run has no words and no evaluation.
+    """
 
     row: str
     column: str
     metric: str
     form: str  # in which its figures are written
     overrides: list[str]
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     record: dict[str, Any] | None
     figure: Figure | None  # what the record says
     problem: str | None  # why a record that there is does not count
-    published: float | None
+    paper: PublishedFigure | None
     band: float | None  # the difference up to which ours counts as the published figure
 
     @property
@@ -51,8 +57,23 @@ class Cell:
         return is_percent(self.metric)
 
     @property
+    def missing(self) -> bool:
+        """Whether it could be measured and is not."""
+        return self.evaluation is not None and self.record is None
+
+    @property
+    def runs(self) -> list[Run]:
+        """The attacked run, and the attacker's where that is another one."""
+        return [] if self.evaluation is None else [run for run in (self.evaluation.run, self.evaluation.source) if run is not None]
+
+    @property
     def value(self) -> float | None:
         return self.figure.value if self.figure else None
+
+    @property
+    def std(self) -> float | None:
+        """Over the attack's runs, where the value is their mean."""
+        return self.figure.std if self.figure else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -65,12 +86,27 @@ class Cell:
         return self.figure.n if self.figure else None
 
     @property
+    def published(self) -> float | None:
+        return self.paper.value if self.paper else None
+
+    @property
+    def published_std(self) -> float | None:
+        return self.paper.std if self.paper else None
+
+    @property
+    def quoted_from(self) -> str | None:
+        """Where the paper took its figure from, if it is not its own."""
+        return self.paper.quoted_from if self.paper else None
+
+    @property
     def difference(self) -> float | None:
         """Ours minus theirs."""
         return None if self.value is None or self.published is None else self.value - self.published
 
     @property
     def verdict(self) -> str:
+        if self.evaluation is None:
+            return "not run"
         if self.record is None:
             return "not measured"
         if self.value is None:
@@ -97,15 +133,18 @@ class Cell:
             "metric": self.metric,
             "unit": unit_of(self.metric),
             "ours": self.value,
+            "ours_std": self.std,
             "interval_low": low,
             "interval_high": high,
             "n": self.n,
             "published": self.published,
+            "published_std": self.published_std,
+            "quoted_from": self.quoted_from,
             "difference": self.difference,
             "verdict": self.verdict,
             "warnings": " ".join(flag["code"] for flag in self.flags),
             "problem": self.problem,
-            "record": f"{self.evaluation.run.name}/evaluate/{self.evaluation.name}" if self.record else None,
+            "record": f"{self.evaluation.run.name}/evaluate/{self.evaluation.name}" if self.evaluation and self.record else None,
         }
 
 
@@ -119,7 +158,7 @@ def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list
     """Each table with its cells, row by row; what they share is composed and read once."""
     words = [list(table.words()) for table in tables]
     expansion, known = Expansion(overrides for cells in words for _, _, overrides in cells), Records(output_root)
-    return [(table, list(_cells(table, cells, expansion, known))) for table, cells in zip(tables, words, strict=True)]
+    return [(table, _cells(table, cells, expansion, known)) for table, cells in zip(tables, words, strict=True)]
 
 
 def cells_of(table: Table, output_root: Path) -> list[Cell]:
@@ -127,26 +166,36 @@ def cells_of(table: Table, output_root: Path) -> list[Cell]:
     return filled([table], output_root)[0][1]
 
 
-def _cells(table: Table, words: Sequence[tuple[Any, Any, list[str]]], expansion: Expansion, known: Records) -> Iterable[Cell]:
-    published = {} if table.profile == "smoke" else table.published  # embedded data stand beside no published figure
-    values = published.get("values")
-    rows, columns = list(table.rows), list(table.columns)
-    bands = table.bands if table.profile == "paper" else [None] * len(columns)  # a short schedule reproduces nothing
-    for row, column, overrides in words:
-        try:
-            evaluation = expansion.evaluation(overrides)
-        except Exception as error:
-            raise LabError(f"{table.path}: {row.label} / {column.label}: {error}") from error
-        record, problem = known.find(evaluation)
-        place, metric, figure = columns.index(column), table.metric_of(column), None
-        try:
-            figure = figure_of(metric, record) if record else None
-        except LabError as error:
-            record, problem = None, f"{evaluation.run.name}/evaluate/{evaluation.name}: {error}"
-        yield Cell(
-            row.label, column.label, metric, table.form_of(column), overrides, evaluation, record, figure, problem,
-            values[rows.index(row)][place] if values else None, bands[place],
-        )  # fmt: skip
+def _cells(table: Table, words: Sequence[tuple[Row, Column, list[str]]], expansion: Expansion, known: Records) -> list[Cell]:
+    described = {(row.label, column.label): overrides for row, column, overrides in words}
+    bands = table.bands if table.profile == "paper" else [None] * len(table.columns)  # a short schedule reproduces nothing
+    cells = []
+    for row in table.rows:
+        for column, band in zip(table.columns, bands, strict=True):
+            overrides, metric = described.get((row.label, column.label), []), table.metric_of(column)
+            evaluation, record, figure, problem = None, None, None, None
+            if row.not_run is None:
+                try:
+                    evaluation = _evaluation(metric, overrides, expansion)
+                except Exception as error:
+                    raise LabError(f"{table.path}: {row.label} / {column.label}: {error}") from error
+                record, problem = known.find(evaluation)
+                try:
+                    figure = figure_of(metric, record) if record else None
+                except LabError as error:
+                    record, problem = None, f"{evaluation.run.name}/evaluate/{evaluation.name}: {error}"
+            paper = None if table.profile == "smoke" else table.published_in(row, column)  # embedded data stand beside no published figure
+            form = table.form_of(column)
+            cells.append(Cell(row.label, column.label, metric, form, overrides, evaluation, record, figure, problem, paper, band))
+    return cells
+
+
+def _evaluation(metric: str, words: Sequence[str], expansion: Expansion) -> Evaluation:
+    """The evaluation that the words describe. Raises LabError where its attack cannot measure the metric."""
+    evaluation = expansion.evaluation(words)
+    if metric == "accuracy_of_runs" and not str(evaluation.config["attack"]["_target_"]).endswith(".Repeated"):
+        raise LabError(f"{metric} needs {word_for(metric)}, got attack={evaluation.choices['attack']}")
+    return evaluation
 
 
 class Records:
@@ -196,6 +245,7 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     """Write the table in Markdown, CSV and LaTeX, and its figure if it has one, print its grid, and return the Markdown file."""
     base = table_file(table, output_root)
     frame = pd.DataFrame([cell.fields() for cell in cells])
+    frame = frame.drop(columns=[name for name in FEW_HAVE if frame[name].isna().all()])
     buffer = io.StringIO()
     frame.to_csv(buffer, index=False, float_format="%.8g", lineterminator="\n")
     path = base.with_name(base.name + ".md")

@@ -1,6 +1,7 @@
 """Tables as papers' figures: what is taken from which record, and what is left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import fake_records
@@ -37,7 +38,7 @@ def test_a_row_is_a_curve_and_a_missing_cell_a_gap(outputs, monkeypatch):
     table, cells = filled("efficient_defenses/figure3", outputs, every=2)
     calls = told(monkeypatch, "curves_figure")
     assert of_tables.drawn(table, cells, outputs) is not None
-    (((panel,), columns, x_label, y_label, footer),) = calls
+    (((panel,), columns, x_label, y_label, footer, _),) = calls
     assert (columns, x_label, y_label) == (1, table.figure["x"], "accuracy, %")
     assert [series.label for series in panel.series] == [row.label for row in table.rows]
     first = [cell for cell in cells if cell.row == "CNN+ReLU"]
@@ -47,6 +48,14 @@ def test_a_row_is_a_curve_and_a_missing_cell_a_gap(outputs, monkeypatch):
     assert panel.series[0].low[0] == pytest.approx(first[0].interval[0])
     assert "n = 10,000 test images" in footer
     assert "NOT A REPRODUCTION" not in footer
+
+
+def test_an_axis_is_logarithmic_where_the_table_says_so(outputs, monkeypatch):
+    table, cells = filled("efficient_defenses/figure3", outputs)
+    calls = told(monkeypatch, "curves_figure")
+    of_tables.drawn(replace(table, figure={**table.figure, "scale": "log"}), cells, outputs)
+    of_tables.drawn(table, cells, outputs)
+    assert [call[5] for call in calls] == [True, False]
 
 
 def test_a_figure_of_a_smaller_profile_says_so(outputs, monkeypatch):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.curves import MARKS, STYLES, Panel, Series, curves_figure
+from robustbench_lab.figures.features import Cloud, features_figure
 from robustbench_lab.figures.images import CLASSES, Group, Plane, Points, Row, planes_figure, strips_figure, thinned
 from robustbench_lab.figures.paper import CLEAN, WIDTH, broken, files_of, fitting, width_of
 
@@ -61,6 +62,14 @@ def planes(columns: int = 6, most_added: int = 30) -> Figure:
     return planes_figure(rows, [f"augmentation {i}" for i in range(columns)], most_added, FOOTER)
 
 
+def clouds(columns: int) -> Figure:
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 10
+    clean = (rng.normal(size=(10, 6))[label] + 0.1 * rng.normal(size=(60, 6))).astype(np.float32)
+    found = [Cloud(f"a defense with $a long$ name of its own, {i} / PGD", clean, label, clean[label == 1] + 0.3) for i in range(columns)]
+    return features_figure(found, [f"class {k}" for k in range(9)] + ["automobiles & <trucks>"], 9, 5, FOOTER)
+
+
 def full(panel: int) -> Panel:
     return Panel(
         f"({panel}) a panel with $a rather$ long title", [series(f"defense {i}, beta = 6", published=[(0.2, 33.0)]) for i in range(9)]
@@ -70,6 +79,9 @@ def full(panel: int) -> Panel:
 FIGURES = {
     "one panel": curves,
     "logarithmic": lambda: curves(log_x=True),
+    "logarithmic from 0 on": lambda: curves(Panel("p", [series(x=[0, 0.002, 0.031, 0.3])]), log_x=True),
+    "features": lambda: clouds(2),
+    "features of one model": lambda: clouds(1),
     "nine curves, three panels, the paper": lambda: curves(*(full(i) for i in range(3))),
     "four panels in a row": lambda: curves(*(Panel(f"panel {i}", [series()]) for i in range(4)), columns=4),
     "five panels": lambda: curves(*(Panel(f"panel {i}", [series()]) for i in range(5)), columns=3),
@@ -218,6 +230,18 @@ def test_a_logarithmic_axis_is_logarithmic():
     assert [curves(log_x=log).axes[0].get_xscale() for log in (True, False)] == ["log", "linear"]
 
 
+def test_a_logarithmic_axis_may_begin_at_0():
+    """As far from 1 to 10 as from 10 to 100, and 0 at the left end, in sight."""
+    steps = [0.0, 1.0, 10.0, 100.0]
+    axes = curves(Panel("", [series(x=steps)]), log_x=True).axes[0]
+    assert axes.get_xscale() == "symlog"
+    zero, one, ten, hundred = axes.transData.transform([(x, 0) for x in steps])[:, 0]
+    assert ten - one == pytest.approx(hundred - ten)
+    assert axes.bbox.x0 < zero < one < axes.bbox.x0 + 0.2 * axes.bbox.width
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0, 1, 3, 10, 30, 100]
+
+
 @pytest.mark.parametrize(
     ("panels", "message"),
     [
@@ -232,7 +256,7 @@ def test_a_logarithmic_axis_is_logarithmic():
         ([Panel("p", [series("a", (5, 6), low=[5, 6.5])])], r"expected low <= y <= high, and no interval without y, got 6.5, 6, 8 at 0.2"),
         ([Panel("p", [series("a", (None,), low=[1.0])])], "got 1.0, None, None at 0.1"),
         ([Panel("p", [series("a", (1, 2), x=[0.2, 0.2])])], "expected finite x that rises"),
-        ([Panel("p", [series("a", (1, 2), x=[0.0, 0.2])])], "no place for x <= 0"),
+        ([Panel("p", [series("a", (1, 2), x=[-0.1, 0.2])])], "no place for x < 0"),
     ],
 )
 def test_curves_that_do_not_fit(panels, message):
