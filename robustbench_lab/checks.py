@@ -23,6 +23,8 @@ from robustbench_lab.evaluation import evaluate
 from robustbench_lab.models import Defended, cross_entropy, frozen, full_precision
 from robustbench_lab.threats import Budget, is_number, require
 
+STRONGEST = ("autoattack", "strongest")  # how the names of attacks begin that are held against PGD
+
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
@@ -197,11 +199,11 @@ def compared(panel: Panel, facts: Mapping[str, Any], record: Mapping[str, Any], 
                 "black_box": sum(ours) / n, "white_box": iterated, "n": n,
             }
         )  # fmt: skip
-    if white and str(record["choices"]["attack"]).startswith("autoattack") and above(iterated - sum(ours) / n, panel.gap):
+    if white and str(record["choices"]["attack"]).startswith(STRONGEST) and above(iterated - sum(ours) / n, panel.gap):
         found.append(
             {
                 "code": "autoattack_far_below_pgd",
-                "message": f"AutoAttack leaves {percent(sum(ours) / n)} right, PGD {percent(iterated)} (n = {n})",
+                "message": f"{record['choices']['attack']} leaves {percent(sum(ours) / n)} right, PGD {percent(iterated)} (n = {n})",
                 "strongest": sum(ours) / n, "iterated": iterated, "n": n,
             }
         )  # fmt: skip

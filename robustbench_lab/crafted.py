@@ -43,9 +43,9 @@ class Crafted:
         self._written, self._written_at = self._count(), time.monotonic()
 
     @classmethod
-    def of(cls, path: Path, data: ImageSet, afresh: bool = False) -> Crafted | None:
-        """None where the images are too many to be kept. afresh: search everything again, also for the evaluations to come."""
-        size = 4 * len(data) * math.prod(data.shape)
+    def of(cls, path: Path, data: ImageSet, stages: int = 1, afresh: bool = False) -> Crafted | None:
+        """None where the images of all stages are too many to be kept. afresh: search everything anew, also for evaluations to come."""
+        size = 4 * stages * len(data) * math.prod(data.shape)
         return cls(path, data.ids.cpu().numpy(), data.shape, afresh) if size <= LARGEST else None
 
     def places(self, ids: Tensor) -> Tensor:

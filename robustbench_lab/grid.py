@@ -17,7 +17,7 @@ from robustbench_lab.claims import Claim
 from robustbench_lab.config import CONF, merged_overrides
 from robustbench_lab.errors import LabError
 from robustbench_lab.profiles import PROFILES, Rules
-from robustbench_lab.published_figures import PublishedFigure, published_figure, source_of
+from robustbench_lab.published_figures import PublishedFigure, fits, published_figure, source_of
 from robustbench_lab.table_checks import check, file_of, place, require
 from robustbench_lab.units import OTHERS, default_form, is_percent
 
@@ -52,11 +52,11 @@ class Table:
     """A table's grid, layout and published figures.
 
     metric: what cells show unless their column says otherwise: an accuracy, in percent, or `metrics.<name>` of conf/metric/, as it is.
-    exceptions: cells that take further words. published: kind (exact, claim or none), source, and for exact figures `values`, in their
-    column's unit, a row each, null where the paper has none, `"80.03 ± 0.15"` where it has mean and standard deviation; `band`: the
-    difference, in points or in the metric's unit, up to which ours counts as theirs, one for all columns or one for each, null where
-    nothing is compared; and `quoted`: the `cells` (a glob on `row / column`) that the paper took from another `source`; the first glob
-    that fits counts. claims: orderings that the paper states.
+    exceptions: cells that take further words, by globs of their rows' and columns' labels.
+    published: kind (exact, claim or none), source, and for exact figures `values`, in their column's unit, a row each, null where the paper
+    has none, `"80.03 ± 0.15"` where it has mean and standard deviation; `band`: the difference, in points or in the metric's unit, up to
+    which ours counts as theirs, one for all columns or one for each, null where nothing is compared; and `quoted`: the `cells` (a glob on
+    `row / column`) that the paper took from another `source`; the first glob that fits counts. claims: orderings that the paper states.
     deviations: where we knowingly differ. findings: what the measured figures say; figures in both are named, not typed:
     {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table. figure: what is drawn of it, `kind`:
     `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of the first
@@ -124,7 +124,7 @@ class Table:
             if row.not_run is not None:
                 continue
             for column in self.columns:
-                special = [e["overrides"] for e in self.exceptions if (e["row"], e["column"]) == (row.label, column.label)]
+                special = [e["overrides"] for e in self.exceptions if fits(row.label, e["row"]) and fits(column.label, e["column"])]
                 overrides: list[str] = []
                 for more in (self.overrides, row.overrides, column.overrides, *special):
                     overrides = merged_overrides(overrides, more)

@@ -46,10 +46,12 @@ def check(table: Table, path: Path) -> None:
     run = [row.label for row in table.rows if row.not_run is None]
     for i, exception in enumerate(table.exceptions):
         require(isinstance(exception, Mapping), path, f"exceptions[{i}]", "row, column, overrides", exception)
-        known = exception.get("row") in labels["rows"] and exception.get("column") in labels["columns"]
-        complete = known and set(exception) == {"row", "column", "overrides"}
+        complete = set(exception) == {"row", "column", "overrides"} and all(
+            any(fits(label, str(exception[axis])) for label in labels[f"{axis}s"]) for axis in ("row", "column")
+        )
         require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
-        require(exception["row"] in run, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
+        some = any(fits(label, str(exception["row"])) for label in run)
+        require(some, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
     _check_words(table, path)
     _check_measured(table, path)
     _check_figure(table, path)

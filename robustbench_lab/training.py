@@ -6,6 +6,7 @@ weights as one that was never stopped, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from robustbench_lab.randomness import ImageRandom, stable_hash
 from robustbench_lab.threats import is_number, require
 from robustbench_lab.transforms.augmentation import random_crop, random_flip
 
+LOOKED_AT = 1000  # training images that a defense's own figures of an epoch are about, at most
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
 
 
@@ -195,7 +197,7 @@ def fit(
             seconds = time.perf_counter() - started  # after the means, which wait for the device
             row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
             with torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
-                row |= defense.epoch_metrics(model.eval(), train_data.batches(train, recipe.batch_size))
+                row |= defense.epoch_metrics(model.eval(), train_data.batches(spread(train), recipe.batch_size))
             if len(validation):
                 row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
             state = advance(state, model, optimizers, row, recipe)
@@ -211,6 +213,11 @@ def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row
     if recipe.keep == "best" and after.best_epoch == after.epoch:
         after.best = weights
     return after
+
+
+def spread(positions: Tensor) -> Tensor:
+    """At most `LOOKED_AT` of the positions, evenly spread over them, because some datasets are sorted by class."""
+    return positions[:: max(1, math.ceil(len(positions) / LOOKED_AT))]
 
 
 def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:

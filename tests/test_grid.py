@@ -8,7 +8,7 @@ import yaml
 
 from robustbench_lab import expansion, grid
 from robustbench_lab.claims import sides_of
-from robustbench_lab.config import CONF, compose, evaluation_of, readable
+from robustbench_lab.config import CONF, compose, evaluation_of, readable, run_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
 from robustbench_lab.grid import chosen_tables, read_table, reshaped
@@ -150,7 +150,7 @@ def test_smoke_leaves_the_ends_of_a_curve(written):
 @pytest.mark.parametrize(
     ("figure", "labels", "message"),
     [
-        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, got 'pie'"),
+        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, features, got 'pie'"),
         ({"kind": "curves"}, ["1"], "figure: expected kind, and for curves x, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected kind, and for curves x, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
@@ -355,6 +355,32 @@ def test_the_words_of_every_cell_ask_for_what_it_shows(written):
     assert [table.form_of(column) for column in table.columns] == [".4g", ".2f"]
     with pytest.raises(LabError, match="expected the words of b / FGSM to have"):
         read_table(written(**plain))
+
+
+def test_an_exception_for_several_cells(written):
+    """By globs, in which brackets stand for themselves."""
+    rows = [{"label": label, "overrides": [f"seed={i}"]} for i, label in enumerate(("PNI [2]", "PNI [4]", "FM [2]"))]
+    given = {"rows": rows, "published": {"kind": "none"}, "claims": [], "columns": [{"label": "FGSM"}, {"label": "PGD"}]}
+    table = read_table(written(**given, exceptions=[{"row": "PNI*", "column": "*", "overrides": ["eot_samples=1"]},
+                                                    {"row": "*[2]", "column": "PGD", "overrides": ["attack=pgd"]}]))  # fmt: skip
+    special = {(row.label, column.label): [word for word in words if word in ("eot_samples=1", "attack=pgd")]
+               for row, column, words in table.words()}  # fmt: skip
+    assert special == {
+        ("PNI [2]", "FGSM"): ["eot_samples=1"], ("PNI [2]", "PGD"): ["eot_samples=1", "attack=pgd"],
+        ("PNI [4]", "FGSM"): ["eot_samples=1"], ("PNI [4]", "PGD"): ["eot_samples=1"],
+        ("FM [2]", "FGSM"): [], ("FM [2]", "PGD"): ["attack=pgd"],
+    }  # fmt: skip
+    with pytest.raises(LabError, match=r"exceptions\[0\]: expected row, column, overrides, of this table"):
+        read_table(written(**given, exceptions=[{"row": "L2P*", "column": "PGD", "overrides": ["attack=pgd"]}]))
+
+
+@pytest.mark.parametrize("defense", ["fm", "pni", "learn2perturb", "adversarial_training_pni"])
+def test_quick_begins_late_what_the_quick_variants_begin_late(defense):
+    """conf/grid/quick.yaml and conf/defense/<defense>_quick.yaml say the same."""
+    base = ["dataset=cifar10", "backbone=resnet20"]
+    cell = Rules.read("quick").applied([*base, f"defense={defense}", "training=fm"])
+    variant = run_of(*compose("train", [*base, "profile=quick", f"defense={defense}_quick"]))
+    assert run_of(*compose("train", cell)).config["defense"] == variant.config["defense"]
 
 
 # Tables that are like others

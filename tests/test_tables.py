@@ -14,7 +14,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.grid import chosen_tables, read_table
 from robustbench_lab.jobs.tables import Cell, cells_of, write
 from robustbench_lab.pages import PROFILES
-from robustbench_lab.records import wilson_interval, write_json
+from robustbench_lab.records import read_json, wilson_interval, write_json
 
 EVERY = sorted(str(path.relative_to(CONF / "table").with_suffix("")) for path in (CONF / "table").glob("*/*.yaml"))
 PAPERS = CONF.parents[1] / "shared" / "papers"
@@ -186,6 +186,19 @@ def test_a_record_of_other_weights_is_not_shown(written, outputs):
     page, rows, _ = pages(name, outputs)
     assert rows[1]["ours"] == ""
     assert f"{path} speaks of other weights than {run.name} has now" in page
+
+
+def test_a_record_from_before_takes_the_parameters_from_its_run(written, outputs):
+    columns = [{"label": "parameters", "metric": "parameters"}]
+    name = written(columns=columns, published={"kind": "none"}, claims=[], findings=[], exceptions=[])
+    cell = cells_of(read_table(name), outputs)[0]
+    path = fill(cell, outputs, 9, 8)
+    record = read_json(path)
+    record["run"].pop("parameters", None)
+    write_json(path, record)
+    run_file = cell.evaluation.run.folder(outputs) / "run.json"
+    write_json(run_file, read_json(run_file) | {"parameters": 123})
+    assert cells_of(read_table(name), outputs)[0].value == 123
 
 
 def test_a_record_without_its_run_is_not_shown(written, outputs):

@@ -24,6 +24,7 @@ from robustbench_lab.training import (
     epoch_batches,
     fit,
     split_validation,
+    spread,
 )
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
@@ -284,6 +285,13 @@ def test_what_is_told_of_an_epoch_changes_nothing(name: str, data: ImageSet) -> 
     resumed = fit(Telling(), Defended(NetWithDropout()), data, RECIPES[name], 3, states[0])
     assert [row["largest"] for row in resumed.history] == [row["largest"] for row in last.history]
     assert len({row["largest"] for row in last.history}) == last.epoch
+
+
+def test_what_is_told_of_an_epoch_is_about_images_from_everywhere() -> None:
+    """Datasets may be sorted by class."""
+    assert spread(torch.arange(40)).tolist() == list(range(40))
+    assert spread(torch.arange(2_500)).tolist() == list(range(0, 2_500, 3))
+    assert len(spread(torch.arange(50_000))) == 1000
 
 
 # What is kept

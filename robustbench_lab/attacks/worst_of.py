@@ -56,6 +56,10 @@ class WorstOf(Attack):
     def batchwise(self) -> bool:  # type: ignore[override]
         return any(attack.batchwise for attack in self.attacks.values())
 
+    @property
+    def whole_split(self) -> bool:  # type: ignore[override]
+        return any(attack.whole_split for attack in self.attacks.values())
+
     def check(self, budget: Budget) -> None:
         super().check(budget)
         for attack in self.attacks.values():

@@ -23,7 +23,6 @@ from robustbench_lab.models import Defended
 from robustbench_lab.threats import is_number, require
 
 NEGATIVES = ("sum", "mean", "hardest")
-LOOKED_AT = 1000  # training images whose distances each epoch tells: enough for two digits
 
 
 class LabelEmbeddings(nn.Module):
@@ -94,20 +93,17 @@ class FeatureMatching(MixedDefense):
         """Whether classes collapse onto each other, in the features' unit.
 
         smallest_embedding_distance: of the two nearest label embeddings. mean_own_distance, mean_nearest_other_distance: from an image's
-        features to its class's embedding, and to the nearest other one, over the first images that training learns from.
+        features to its class's embedding, and to the nearest other one.
         """
-        own, other, seen = [], [], 0
+        own, other = [], []
         for x, y, _ in batches:
             distances = -model(x)
             own.append(distances.gather(1, y[:, None])[:, 0])
             other.append(distances.scatter(1, y[:, None], torch.inf).amin(dim=1))
-            seen += len(x)
-            if seen >= LOOKED_AT:
-                break
         return {
             "smallest_embedding_distance": float(F.pdist(model.get_parameter("network.backbone.head.weight").detach()).min()),
-            "mean_own_distance": float(torch.cat(own)[:LOOKED_AT].mean()),
-            "mean_nearest_other_distance": float(torch.cat(other)[:LOOKED_AT].mean()),
+            "mean_own_distance": float(torch.cat(own).mean()),
+            "mean_nearest_other_distance": float(torch.cat(other).mean()),
         }
 
     def fullple(self, length: int) -> FullpleLoss:

@@ -114,7 +114,9 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
             measuring["keep_features"] = cfg.keep_features
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
-                measuring["crafted"] = Crafted.of(crafted_file(evaluation, digests["source"], output_root), data, afresh=cfg.force)
+                measuring["crafted"] = Crafted.of(
+                    crafted_file(evaluation, digests["source"], output_root), data, stages=len(attack.stages()), afresh=cfg.force
+                )
             record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
             if data.shape == SHAPE:
                 try:
@@ -207,7 +209,8 @@ def silenced(defended: Defended) -> Defended:
         raise LabError(f"without_noise: expected false for a defense without noise, got true; {error}") from error
     for layer in layers:
         layer.active = False
-    return Defended(defended.network, list(defended.fronts), own_loss=defended.own_loss)  # type: ignore[arg-type]
+    quiet = Defended(defended.network, list(defended.fronts), own_loss=defended.own_loss)  # type: ignore[arg-type]
+    return quiet.train(defended.training)
 
 
 def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:

@@ -205,7 +205,7 @@ class Records:
         self.output_root = output_root
         self._found: dict[tuple[str, str], tuple[dict[str, Any] | None, str | None]] = {}
         self._folders: dict[str, Path] = {}
-        self._digests: dict[Path, str] = {}
+        self._trained: dict[Path, dict[str, Any]] = {}
         for path in sorted((output_root / "runs").glob("*")):
             self._folders.setdefault(path.name.rpartition("-")[2], path)
 
@@ -228,17 +228,19 @@ class Records:
             if record.get("fingerprint") != evaluation.fingerprint:
                 return None, f"{path} is the record of another evaluation; evaluate again with force=true"
             for part, trained in (("run", evaluation.run), ("source", evaluation.source)):
-                if trained is not None and record[part]["model_digest"] != self._digest(trained.fingerprint, trained.name):
+                if trained is not None and record[part]["model_digest"] != self._run(trained)["model_digest"]:
                     return None, f"{path} speaks of other weights than {trained.name} has now; evaluate again"
+            record["run"].setdefault("parameters", self._run(evaluation.run).get("parameters"))  # earlier records leave that to the run
         except (LabError, KeyError, TypeError) as error:
             return None, str(error) if isinstance(error, LabError) else f"{path} is damaged ({error!r}); evaluate again with force=true"
         return record, None
 
-    def _digest(self, fingerprint: str, name: str) -> str:
-        path = self._folders.get(fingerprint, self.output_root / "runs" / name) / RUN_FILE
-        if path not in self._digests:
-            self._digests[path] = read_json(path)["model_digest"]
-        return self._digests[path]
+    def _run(self, run: Run) -> dict[str, Any]:
+        """What the run says of itself."""
+        path = self._folders.get(run.fingerprint, self.output_root / "runs" / run.name) / RUN_FILE
+        if path not in self._trained:
+            self._trained[path] = read_json(path)
+        return self._trained[path]
 
 
 def write(table: Table, cells: list[Cell], output_root: Path) -> Path:

@@ -179,3 +179,12 @@ def test_the_lists_of_losses(built: Callable[..., Any]) -> None:
     assert {name: strongest[name].loss for name in losses} == losses
     assert {(strongest[name].steps, strongest[name].random_start) for name in losses} == {(40, "uniform")}
     assert all(stage == built("attack", "autoattack").attacks[name] for name, stage in strongest.items() if name not in losses)
+
+
+def test_a_list_keeps_what_its_attacks_say_of_their_batch(built: Callable[..., Any]) -> None:
+    """One of its attacks may need the whole split at once."""
+    whole = built("attack", "minimal_fgsm_as_published")
+    assert (whole.whole_split, whole.batchwise) == (True, True)
+    for several in (Repeated(attack=whole, times=2), WorstOf(attacks={"fgsm": built("attack", "fgsm"), "whole": whole})):
+        assert (several.whole_split, several.batchwise) == (True, True)
+    assert not Repeated(attack=built("attack", "pgd"), times=2).whole_split

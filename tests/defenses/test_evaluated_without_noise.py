@@ -41,6 +41,7 @@ def test_one_pass_of_the_network_that_was_learned(
     outcome = evaluate(model, model, data, built("attack", "fgsm"), Budget("linf", 0.1), seed=0, batch_size=12, draws=7, eot_samples=5)
     assert outcome.clean.tolist() == (expected.argmax(1) == y).tolist()
     assert set(outcome.right.tolist()) <= {0.0, 1.0}
+    assert not any(module.training for module in model.modules())  # as it was given
     assert outcome.forward.tolist() == outcome.backward.tolist() == [int(outcome.clean.sum())]
 
 
