@@ -151,8 +151,8 @@ def test_smoke_leaves_the_ends_of_a_curve(written):
     ("figure", "labels", "message"),
     [
         ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, features, got 'pie'"),
-        ({"kind": "curves"}, ["1"], "figure: expected kind, and for curves x, got ['kind']"),
-        ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected kind, and for curves x, got ['kind', 'x']"),
+        ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
+        ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
         ({"kind": "curves", "x": "eps"}, ["0.2", "0.1"], "columns: expected labels that are numbers, rising, for a figure of curves"),
         ({"kind": "curves", "x": "eps"}, ["0.1", "0.1x"], "columns: expected labels that are numbers, rising, for a figure of curves"),
@@ -172,11 +172,17 @@ def test_every_rule_names_what_exists():
             for choice in patterns.values():
                 assert (CONF / group / f"{choice}.yaml").exists(), f"{path}: {group}={choice}"
         for pattern, words in rules.words.items():
-            group, _, choice = pattern.partition("=")
+            key, _, choice = pattern.partition("=")
+            group, _, package = key.removeprefix("+").partition("@")
+            if not (CONF / group).is_dir():  # a key of the verb's own
+                compose("evaluate", [pattern, *words])
+                continue
             fitting = sorted((CONF / group).glob(f"{choice}.yaml"))
+            if package:  # a part of a list of attacks
+                fitting = [file for file in fitting if file.stem.startswith(package.rpartition(".")[2])]
             assert fitting, f"{path}: nothing fits {pattern}"
             for file in fitting:
-                compose("evaluate", [f"{group}={file.stem}", *words])
+                compose("evaluate", [*(["attack=worst_of"] if package else []), f"{key}={file.stem}", *words])
 
 
 # What a table's YAML may say

@@ -474,13 +474,15 @@ def test_where_no_image_counts_there_is_a_dash_with_the_reason(written, outputs)
     assert "plain" not in page.partition("## Missing cells")[2].partition("## Provenance")[0], "measured it is"
 
 
-def test_one_image_has_no_interval_and_no_draws_need_no_mean(written, outputs):
+def test_one_image_has_no_interval_and_a_mean_without_draws_that_of_the_verdict(written, outputs):
     one = {"metrics": {"loss_sensitivity": {"mean": 0.2, "interval": ["nan", "nan"], "n": 1}}}
     name = written(**METRICS)
     fill(cells_of(read_table(name), outputs)[0], outputs, 9, 8, draws=None, **one, **ATTACKED)
     page = pages(name, outputs)[0]
     assert row_of(page, "plain", "sensitivity")[3:6] == ["0.2", "-", "1"]
-    assert row_of(page, "plain", "mean")[3:6] == ["80.00", "-", "10"], "a deterministic model is right in every draw or in none"
+    assert row_of(page, "plain", "mean")[3:6] == ["80.00", "49.02 to 94.33", "10"], (
+        "a deterministic model is right in every draw or in none"
+    )
 
 
 @pytest.mark.parametrize(
