@@ -29,7 +29,7 @@ install: $(VENV)/.installed-run  ## make .venv and install the project into it
 smoke: $(VENV)/.installed-run  ## train the undefended model and FM on embedded digits, attack both, print a table (3 minutes on a CPU)
 	$(RUN) reproduce 'tables=[smoke/digits]'
 
-test: $(VENV)/.installed-dev  ## lint, types and tests (11 minutes on 2 cores)
+test: $(VENV)/.installed-dev  ## lint, types and tests (13 minutes on 2 cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -18,13 +18,12 @@ def record_of(
     outcome: Outcome,
     stages: list[str],
     digests: dict[str, str],
-    parameters: int,
     classes: int,
     stochastic: bool,
     eot_samples: int,
     device: str,
 ) -> dict[str, Any]:
-    """The content of record.json; parameters: the run's trainable ones; eot_samples: passes that the attack averaged for each answer."""
+    """The content of record.json; eot_samples: passes that the attack averaged for each answer."""
     n, robust = len(outcome.ids), int(outcome.robust.sum())
     attacked = int((~np.isnan(outcome.distance)).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
@@ -34,7 +33,7 @@ def record_of(
     record = {
         "schema": SCHEMA,
         "fingerprint": evaluation.fingerprint,
-        "run": about_run(evaluation.run, digests["run"]) | {"parameters": parameters},
+        "run": about_run(evaluation.run, digests["run"]),
         "source": about_run(evaluation.source, digests["source"]) if evaluation.source else None,
         "choices": evaluation.choices,
         "config": evaluation.config,

@@ -189,7 +189,9 @@ def _check_figure(table: Table, path: Path) -> None:
         require(
             rising, path, "columns", "labels that are numbers, rising, for a figure of curves", [column.label for column in table.columns]
         )
-        require(all(table.in_percent), path, "columns", "accuracies, for a figure of curves", [table.metric_of(c) for c in table.columns])
+        shown = [table.metric_of(column) for column in table.columns]
+        accuracies = all(metric in ACCURACIES and metric != "attack_success_rate" for metric in shown)
+        require(accuracies, path, "columns", "accuracies, for a figure of curves", shown)
 
 
 def _check_features(table: Table, path: Path) -> None:

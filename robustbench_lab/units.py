@@ -14,7 +14,7 @@ from robustbench_lab.errors import LabError
 ACCURACIES = (  # shown in percent
     "robust_accuracy", "robust_accuracy_mean", "attacked_accuracy", "clean_accuracy", "attack_success_rate", "accuracy_of_runs",
 )  # fmt: skip
-PARAMETERS = "parameters"  # how many the run has trained
+PARAMETERS = "parameters"  # how many the run has trained; tables add it to the record from run.json
 OTHERS = "metrics."  # begins the names of those of conf/metric/, shown as they are
 FORM = re.compile(r",?\.\d{1,2}[efg]")  # none with a sign, which differences add
 

@@ -37,7 +37,7 @@ def evaluate(evaluation: Evaluation, outputs: Path, clean: int, robust: int, n: 
     run = evaluation.run
     folder = evaluation.folder(outputs)
     record = {
-        "schema": 1, "fingerprint": evaluation.fingerprint, "run": about(run) | {"parameters": 12345},
+        "schema": 1, "fingerprint": evaluation.fingerprint, "run": about(run),
         "source": about(evaluation.source) if evaluation.source else None,
         "choices": evaluation.choices, "config": evaluation.config, "n": n, "attacked": clean,
         **accuracies(clean, robust, n), "forward_per_attacked_image": 21.0, "backward_per_attacked_image": 20.0, "seconds": 2.0,

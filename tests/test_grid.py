@@ -165,6 +165,15 @@ def test_a_figure_that_cannot_be_drawn(written, figure, labels, message):
         read_table(name)
 
 
+def test_curves_are_of_accuracies(written):
+    """Their axis says so: success rates would stand on it upside down."""
+    given = {"figure": {"kind": "curves", "x": "eps"}, "published": {"kind": "none"}, "claims": [], "exceptions": []}
+    for metric in ("attack_success_rate", "parameters"):
+        with pytest.raises(LabError, match="columns: expected accuracies, for a figure of curves"):
+            read_table(written(**given, columns=[{"label": "0.1", "metric": metric}]))
+    assert read_table(written(**given, columns=[{"label": "0.1", "metric": "accuracy_of_runs"}])).figure["kind"] == "curves"
+
+
 def test_every_rule_names_what_exists():
     for path in sorted((CONF / "grid").glob("*.yaml")):
         rules = Rules.read(path.stem)

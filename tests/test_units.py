@@ -78,6 +78,6 @@ def test_a_record_that_says_nothing_of_a_metric(metric: str, missing: str, remed
         figure_of(metric, record)
 
 
-def test_a_record_from_before_parameters_were_counted() -> None:
+def test_a_run_from_before_parameters_were_counted() -> None:
     with pytest.raises(LabError, match=r"^the record says nothing of parameters: evaluate again with force=true"):
         figure_of(PARAMETERS, RECORD | {"run": {"name": "old"}})

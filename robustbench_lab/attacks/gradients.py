@@ -76,8 +76,8 @@ class Attack(ABC):
     norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
     model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
     finite ball it then returns that one if it lies inside, else a point of the ball. needs_labels: whether it looks at y. batchwise:
-    whether an image's result may depend on its batch after all, as of a published fault that is reproduced. separately: whether each of
-    its stages attacks every image, and an evaluation tells their accuracies one by one.
+    whether an image's result may depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it
+    wants all images in one. separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
     Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
     """
 
@@ -107,10 +107,8 @@ class Attack(ABC):
         """The attack itself."""
 
     def stages(self) -> list[tuple[str, Attack]]:
-        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later ones.
-
-        Unless they are `separately` told of.
-        """
+        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later
+        ones, unless they go `separately`."""
         return [(type(self).__name__, self)]
 
 

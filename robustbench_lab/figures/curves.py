@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.paper import (
     INK,
+    LEGEND_LINE,
     MARGIN,
     MUTED,
     RULE,
@@ -22,6 +23,7 @@ from robustbench_lab.figures.paper import (
     sheet,
     width_of,
     write_footer,
+    write_legend,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ STYLES: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 PAPER: tuple[str, Any, str] = (MUTED, "none", "o")  # hollow; its shape and colour are those of the curve
 MARKS = 14  # markers on one curve; more would hide its dashes
-LEGEND_LINE = 0.158  # inches
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,4 @@ def _legend(figure: Figure, styles: Mapping[str, tuple[str, Any, str] | None], a
         handle = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.2, marker=marker, markersize=size, markeredgewidth=edge)
         handle.set_markerfacecolor(fill)
         handles.append(handle)
-    place = (0.5, 1 - top / figure.get_size_inches()[1])
-    legend = figure.legend(
-        handles, list(styles), loc="upper center", bbox_to_anchor=place, ncols=across, fontsize=TEXT, labelcolor=INK, frameon=False,
-        borderpad=0, borderaxespad=0, labelspacing=0.35, columnspacing=1.4, handlelength=3.0, handletextpad=0.5,
-    )  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    write_legend(figure, handles, list(styles), across, top, handlelength=3.0, handletextpad=0.5, columnspacing=1.4)

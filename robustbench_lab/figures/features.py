@@ -12,6 +12,7 @@ import numpy as np
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.paper import (
     INK,
+    LEGEND_LINE,
     MARGIN,
     MUTED,
     SMALL,
@@ -24,6 +25,7 @@ from robustbench_lab.figures.paper import (
     width_of,
     write,
     write_footer,
+    write_legend,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 COLOURS = ("#332288", "#ddcc77", "#117733", "#88ccee", "#cc6677", "#999933", "#aa4499", "#44aa99", "#882255", "#777777")
 NEIGHBOURS = 30  # t-SNE's perplexity, as its authors use it; fewer points have fewer
 LARGEST = 3.0  # inches: a panel's side
-LEGEND_LINE = 0.158  # inches
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def features_figure(clouds: Sequence[Cloud], names: Sequence[str], attacked: int
         for (name, points, label), top in zip(rows, tops, strict=True):
             write(figure, x, top - line, name, SMALL, color=MUTED)
             _draw(axes_at(figure, x, top, side, side), points, label, attacked)
-    _legend(figure, handles, across, bottom)
+    labels = [str(handle.get_label()) for handle in handles]
+    write_legend(figure, handles, labels, across, bottom, handlelength=1.0, handletextpad=0.3, columnspacing=1.2)
     write_footer(figure, footer)
     return figure
 
@@ -131,17 +133,6 @@ def _handles(names: Sequence[str], attacked: int) -> list[Any]:
     triangle.set_markeredgecolor(INK)
     triangle.set_markeredgewidth(0.6)
     return [*handles, triangle]
-
-
-def _legend(figure: Figure, handles: Sequence[Any], across: int, top: float) -> None:
-    """`top`: inches from the figure's top."""
-    legend = figure.legend(
-        handles=list(handles), loc="upper center", bbox_to_anchor=(0.5, 1 - top / figure.get_size_inches()[1]), ncols=across, fontsize=TEXT,
-        labelcolor=INK, frameon=False, borderpad=0, borderaxespad=0, labelspacing=0.35, columnspacing=1.2, handlelength=1.0,
-        handletextpad=0.3,
-    )  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
 
 
 def _check(clouds: Sequence[Cloud], names: Sequence[str], attacked: int) -> None:

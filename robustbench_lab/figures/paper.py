@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ TEXT, SMALL = 8.0, 7.0  # points: axes, legends and headings; the footer
 LINE = 1.25  # the height of a line of text, in sizes of its letters
 PNG_DPI, RASTER_DPI = 200, 300  # the PNG's; that of areas and points inside the SVG
 INK, MUTED, RULE = "#1a1a1a", "#595959", "#d9d9d9"
+LEGEND_LINE = 0.158  # inches: the height of a line of a legend
 CLEAN = "#009e3d"  # the frame around what was not attacked
 
 
@@ -50,6 +52,16 @@ def write_footer(figure: Figure, footer: str) -> None:
     """At the sheet's foot, as high as `height_of(footer, SMALL)`."""
     high = figure.get_size_inches()[1]
     write(figure, MARGIN, high - MARGIN, broken(footer, SMALL, WIDTH - 2 * MARGIN), SMALL, va="bottom", color=MUTED)
+
+
+def write_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], across: int, top: float, **spaces: float) -> None:
+    """So many entries a line, centred, `top` inches from the figure's top; spaces: of matplotlib's legends, in sizes of its letters."""
+    legend = figure.legend(
+        list(handles), list(labels), loc="upper center", bbox_to_anchor=(0.5, 1 - top / figure.get_size_inches()[1]), ncols=across,
+        fontsize=TEXT, labelcolor=INK, frameon=False, borderpad=0, borderaxespad=0, labelspacing=0.35, **spaces,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def width_of(words: str, size: float, weight: str = "normal") -> float:

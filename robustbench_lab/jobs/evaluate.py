@@ -111,8 +111,8 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         else:
             (folder / RECORD_FILE).unlink(missing_ok=True)
             train = _images(load("train")) if any(measure.needs_train for measure in measures.values()) else None
-            measuring = {**how, "measures": list(measures.values()), "train": train, "misclassified": cfg.attack_misclassified}
-            measuring["keep_features"] = cfg.keep_features
+            asked = {"misclassified": cfg.attack_misclassified, "keep_features": cfg.keep_features}
+            measuring = {**how, **asked, "measures": list(measures.values()), "train": train}
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
                 measuring["crafted"] = Crafted.of(
                     crafted_file(evaluation, digests["source"], output_root), data, stages=len(attack.stages()), afresh=cfg.force
@@ -176,8 +176,7 @@ def _attacked(
         write_arrays(folder / FEATURES_FILE, **_arrays(outcome.features))
     averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
-    parameters = sum(p.numel() for p in defended.parameters() if p.requires_grad)
-    return record_of(evaluation, outcome, names, digests, parameters, classes, defended.stochastic, samples, device_name(device))
+    return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device_name(device))
 
 
 def _plane(
@@ -199,7 +198,7 @@ def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path
 
 
 def silenced(defended: Defended) -> Defended:
-    """The model with the noise in its layers off, which answers one image always alike, in one pass; a model that others see is as it was.
+    """The same network, whose layers' noise is off from now on: it answers an image always alike, in one pass.
 
     Raises LabError if it has no layer with noise.
     """

@@ -230,7 +230,7 @@ class Records:
             for part, trained in (("run", evaluation.run), ("source", evaluation.source)):
                 if trained is not None and record[part]["model_digest"] != self._run(trained)["model_digest"]:
                     return None, f"{path} speaks of other weights than {trained.name} has now; evaluate again"
-            record["run"].setdefault("parameters", self._run(evaluation.run).get("parameters"))  # earlier records leave that to the run
+            record["run"]["parameters"] = self._run(evaluation.run).get("parameters")  # a record need not repeat what its run says
         except (LabError, KeyError, TypeError) as error:
             return None, str(error) if isinstance(error, LabError) else f"{path} is damaged ({error!r}); evaluate again with force=true"
         return record, None

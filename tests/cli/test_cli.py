@@ -150,7 +150,6 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
         "choices": run["choices"],
         "seed": 0,
         "model_digest": run["model_digest"],
-        "parameters": run["parameters"],
     }
     assert record["source"] is None
     assert record["config"]["attack"]["steps"] == 3
