@@ -129,7 +129,7 @@ class Table:
                 for more in (self.overrides, row.overrides, column.overrides, *special):
                     overrides = merged_overrides(overrides, more)
                 if self.rules is not None:
-                    overrides = merged_overrides(self.rules.applied(overrides), self.rules.everywhere)
+                    overrides = self.rules.applied(overrides)
                 yield row, column, overrides
 
 

@@ -22,8 +22,8 @@ class Rules:
     """How a profile changes a table's words, as conf/grid/<profile>.yaml says; of several patterns, the first that fits counts.
 
     choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
-    `group=choice`, words that are added. everywhere: words that every cell gets. curve_points: how many columns are left of a table that is
-    drawn as curves, 2 or more, the first and the last among them; null: all.
+    `group=choice`, words that are added. everywhere: words that every cell gets, unless those added say otherwise. curve_points: how many
+    columns are left of a table that is drawn as curves, 2 or more, the first and the last among them; null: all.
     """
 
     choices: Mapping[str, Mapping[str, str]]
@@ -44,11 +44,16 @@ class Rules:
 
     def applied(self, words: Sequence[str]) -> list[str]:
         """A cell's words, changed."""
+        kept, added = self._changed(words)
+        return merged_overrides(merged_overrides(kept, self.everywhere), added)
+
+    def _changed(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words, with other choices, and those that are added to them."""
         replaced, result = set(), []
         for word in words:
             override = parsed(word)
             if inner := inner_words(word):
-                result.append(_outer(self.applied(inner)))
+                result.append(_outer(merged_overrides(*self._changed(inner))))
                 continue
             new = self._choice(override.key_or_group, override.value())
             if new is not None:
@@ -57,7 +62,7 @@ class Rules:
             result.append(word)
         kept = [word for word in result if not _speaks_of(word, replaced)]
         added = [more for word in kept for pattern, words in self.words.items() if fnmatchcase(word, pattern) for more in words]
-        return merged_overrides(kept, added)
+        return kept, added
 
     def _choice(self, group: str, choice: object) -> str | None:
         patterns = self.choices.get(group, {})

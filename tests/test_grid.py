@@ -111,6 +111,14 @@ def test_a_profile_changes_whole_cells(written, monkeypatch):
     assert words == [["training=quick", "attack=fgsm", "dataset=moons", "dataset.test_size=9"]] * 2
 
 
+def test_a_rule_for_an_attack_wins_over_what_every_cell_gets():
+    rules = Rules(choices={}, words={"attack=slow*": ["dataset.test_size=3"]}, everywhere=["dataset.test_size=9"])
+    assert rules.applied(["attack=slowest", "dataset.test_size=20"]) == ["attack=slowest", "dataset.test_size=3"]
+    assert rules.applied(["attack=fgsm", "dataset.test_size=20"]) == ["attack=fgsm", "dataset.test_size=9"]
+    source = r"threat_model.overrides=[seed\=2]"  # its words are not a cell's
+    assert rules.applied([source]) == [source, "dataset.test_size=9"]
+
+
 @pytest.mark.parametrize("name", grid.table_names())
 def test_smoke_needs_embedded_data_only(name):
     cells = [words for _, _, words in reshaped(read_table(name), "smoke").words()]
