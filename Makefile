@@ -57,7 +57,7 @@ benchmark: $(VENV)/.installed-run  ## time one adversarial-training step against
 benchmark-attacks: $(VENV)/.installed-dev  ## time attacks beside Foolbox, ART and AutoAttack; trains three models first (an hour on 2 cores)
 	$(VENV)/bin/python scripts/benchmark.py attacks
 
-measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training and FM, ResNet-18, full CIFAR-10, short recipe, and the benchmark; needs a CUDA GPU
+measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training, FM, PNI and L2P, ResNet-18, full CIFAR-10, short recipe, and the benchmark; needs a CUDA GPU
 	$(RUN) reproduce 'tables=[quick/cifar10_resnet18]' device=cuda
 	$(VENV)/bin/python scripts/publish_reference.py quick/cifar10_resnet18 --suffix "$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr 'A-Z ' 'a-z-')"
 	$(VENV)/bin/python scripts/benchmark.py train --backbone resnet18 --batch 256 --device cuda --compile > outputs/.benchmark
