@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
-SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<sign>[+-]) (?P<points>\d+(?:\.\d+)?))?")
+SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<change>[-+*]) (?P<by>\d+(?:\.\d+)?))?")
+CHANGES = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+Side = float | tuple[str, str, float]  # a number, or a cell's name and what is done to its figure, by how much
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the paper says in words, and the comparisons of our figures that bear it out: all of them must hold.
 
-    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that and points, or a number, in their unit.
+    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that + or - points or * a factor, or a number.
     evidence: what the paper itself rests it on, in a few words.
     """
 
@@ -42,17 +44,17 @@ class CheckedClaim:
     evidence: str | None = None  # the paper's own
 
 
-def sides_of(comparison: str) -> tuple[float | tuple[str, float], str, float | tuple[str, float]] | None:
-    """The two sides of a comparison and its sign; a side is a number, or a cell's name and the points to add to it."""
+def sides_of(comparison: str) -> tuple[Side, str, Side] | None:
+    """The two sides of a comparison and its sign."""
     if not (match := COMPARISON.fullmatch(comparison)):
         return None
 
-    def side(text: str) -> float | tuple[str, float] | None:
+    def side(text: str) -> Side | None:
         try:
             return float(text)
         except ValueError:
             found = SIDE.fullmatch(text)
-        return (found["cell"], float(f"{found['sign'] or '+'}{found['points'] or 0}")) if found else None
+        return (found["cell"], found["change"] or "+", float(found["by"] or 0)) if found else None
 
     left, right = side(match["left"]), side(match["right"])
     return None if left is None or right is None else (left, match["sign"], right)
@@ -79,9 +81,9 @@ def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
     return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details), evidence)
 
 
-def _side(side: float | tuple[str, float], cells: Mapping[str, Cell]) -> tuple[float | None, str]:
+def _side(side: Side, cells: Mapping[str, Cell]) -> tuple[float | None, str]:
     if isinstance(side, float):
         return side, f"{side:g}"
-    name, points = side
-    value, more = cells[name].value, f" {'+' if points > 0 else '-'} {abs(points):g}" if points else ""
-    return (None, f"{name}{more}") if value is None else (value + points, f"{name} ({value:{cells[name].form}}){more}")
+    name, change, by = side
+    value, more = cells[name].value, "" if (change, by) == ("+", 0) else f" {change} {by:g}"
+    return (None, f"{name}{more}") if value is None else (CHANGES[change](value, by), f"{name} ({value:{cells[name].form}}){more}")
