@@ -65,6 +65,25 @@ def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):
     assert "smoke/digits misses 10 cells, the first is undefended, clean; run make reproduce-tables" in ended.stderr
 
 
+def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    seconds = importlib.import_module("reference_seconds")
+    for table in ("a/one", "a/two", "b/one"):
+        for name, file, took in (("shared", "run.json", 3600), (table[-3:], "run.json", 60), ("shared/evaluate/pgd", "record.json", 7)):
+            folder = tmp_path / table / "runs" / name
+            folder.mkdir(parents=True)
+            (folder / file).write_text(json.dumps({"schema": 1, "commit": "c0ffee", "seconds": took}))
+    seconds.main(["a/*"], tmp_path)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines == [
+        "| a/one | 2 | 3660 | 1 | 7 | 1.0 |",
+        "| a/two | 2 | 3660 | 1 | 7 | 1.0 |",
+        "| all of them, each once | 3 | 3720 | 1 | 7 | 1.0 |",
+    ]
+    with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are a/one, a/two, b/one"):
+        seconds.main(["c/*"], tmp_path)
+
+
 REFERENCE = sorted((SCRIPTS.parent / "outputs" / "reference").glob("**/record.json"))
 
 
