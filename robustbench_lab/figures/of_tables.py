@@ -138,7 +138,8 @@ def _arrays(cell: Cell, name: str, output_root: Path) -> dict[str, np.ndarray] |
 
 def _subject(table: Table) -> str:
     """The title without the paper's name and the figure's number."""
-    return table.title.partition(": ")[2] or table.title
+    subject = table.title.partition(": ")[2] or table.title
+    return subject[0].upper() + subject[1:]
 
 
 def _footer(table: Table, cells: Sequence[Cell], about: str | None = None) -> str:
