@@ -10,9 +10,10 @@ from importlib.util import find_spec
 import hydra
 
 from robustbench_lab import __version__
-from robustbench_lab.config import CONF, HYDRA_VERSION_BASE, readable
+from robustbench_lab.config import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, job
+from robustbench_lab.overrides import readable
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",

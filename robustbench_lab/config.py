@@ -6,7 +6,6 @@ imports torch: help and tables stay quick.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -21,13 +20,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.overrides import RUN_GROUPS, merged_overrides, train_overrides
 from robustbench_lab.records import finished_runs
 
 PACKAGE = Path(__file__).resolve().parent
@@ -36,9 +34,7 @@ CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries co
 TARGETS = ("robustbench_lab.", "torch.optim.")
 HYDRA_VERSION_BASE = "1.3"
 
-RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
-TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
 ON_REQUEST = ("attack_misclassified", "test_first", "keep_features", "without_noise")  # the same; what is not asked for is not in the name
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
@@ -212,37 +208,6 @@ def compose(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, 
         with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION_BASE):
             cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
     return cfg, dict(cfg.hydra.runtime.choices)
-
-
-def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
-    """`base` changed by `more`: a key named again is replaced, and a group chosen anew drops what was said about the old choice."""
-    more = [readable(override) for override in more]
-    replaced = [_key(override) for override in more]
-    kept = [override for override in base if not any(_key(override) == key or _key(override).startswith(f"{key}.") for key in replaced)]
-    return [*kept, *more]
-
-
-def train_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those of an evaluation's overrides that describe the training run."""
-    return [override for override in overrides if _key(override).partition(".")[0] in TRAIN_KEYS]
-
-
-def readable(override: str) -> str:
-    """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped; other words, and a quoted list, as they are."""
-    key, _, value = override.partition("=")
-    if key != "threat_model.overrides" or "'" in value or '"' in value:
-        return override
-    return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
-
-
-@functools.lru_cache(maxsize=10_000)
-def parsed(override: str) -> Override:
-    """A word of the command line, read by Hydra's grammar."""
-    return OverridesParser.create().parse_override(readable(override))
-
-
-def _key(override: str) -> str:
-    return parsed(override).package or parsed(override).key_or_group
 
 
 def build(node: object, key: str) -> Any:

@@ -11,20 +11,8 @@ from typing import Any
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_lab.config import (
-    CONF,
-    RUN_GROUPS,
-    Evaluation,
-    Run,
-    compose,
-    evaluation_from,
-    evaluation_of,
-    parsed,
-    run_of,
-    setting_of,
-    train_overrides,
-)
-from robustbench_lab.profiles import inner_words
+from robustbench_lab.config import CONF, Evaluation, Run, compose, evaluation_from, evaluation_of, run_of, setting_of
+from robustbench_lab.overrides import RUN_GROUPS, inner_words, parsed, train_overrides
 
 GROUPS = (*RUN_GROUPS, "attack", "budget", "threat_model", "panel")
 WHOLE = ("profile=", "metric=")  # words that Hydra composes a whole config for, the others being added to it

@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_lab.claims import Claim
-from robustbench_lab.config import CONF, merged_overrides
+from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
+from robustbench_lab.overrides import merged_overrides
 from robustbench_lab.profiles import PROFILES, Rules
 from robustbench_lab.published_figures import PublishedFigure, fits, published_figure, source_of
 from robustbench_lab.table_checks import check, file_of, place, require

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from robustbench_lab.config import merged_overrides, train_overrides
 from robustbench_lab.errors import LabError
+from robustbench_lab.overrides import merged_overrides, train_overrides
 from robustbench_lab.records import RUN_FILE, read_json
 from robustbench_lab.units import OTHERS, title_of
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from robustbench_lab.config import Evaluation, Run, compose, merged_overrides, run_of, train_overrides
+from robustbench_lab.config import Evaluation, Run, compose, run_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.tables import Cell
+from robustbench_lab.overrides import merged_overrides, train_overrides
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, finished_runs, read_json
 
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustbench_lab.config import CONF, merged_overrides, parsed, readable
+from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
+from robustbench_lab.overrides import inner_words, merged_overrides, parsed, readable
 
 RULES = CONF / "grid"
 PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
@@ -74,13 +75,6 @@ def _speaks_of(word: str, groups: set[str]) -> bool:
     """Whether the word is about a key within one of the groups, and no choice."""
     group, _, key = parsed(word).key_or_group.partition(".")
     return bool(key) and group in groups
-
-
-def inner_words(word: str) -> list[str]:
-    """The words within `threat_model.overrides=[...]`; none of any other word."""
-    override = parsed(word)
-    value = override.value() if override.key_or_group == "threat_model.overrides" else []
-    return [str(entry) for entry in value] if isinstance(value, list) else []
 
 
 def _outer(words: Sequence[str]) -> str:

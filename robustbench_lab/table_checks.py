@@ -11,9 +11,10 @@ import yaml
 from hydra.errors import HydraException
 
 from robustbench_lab.claims import sides_of
-from robustbench_lab.config import CONF, parsed
+from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
-from robustbench_lab.profiles import PROFILES, inner_words
+from robustbench_lab.overrides import inner_words, parsed
+from robustbench_lab.profiles import PROFILES
 from robustbench_lab.published_figures import fits, published_figure
 from robustbench_lab.units import ACCURACIES, FORM, OTHERS, PARAMETERS, unit_of, word_for
 

@@ -12,10 +12,11 @@ import yaml
 from torch import Tensor, nn
 
 from robustbench_lab import grid
-from robustbench_lab.config import RUN_GROUPS, Run, build, compose, plain
+from robustbench_lab.config import Run, build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.jobs.train import objects
 from robustbench_lab.models import Classifier, Defended, Normalise
+from robustbench_lab.overrides import RUN_GROUPS
 from robustbench_lab.training import fit
 
 

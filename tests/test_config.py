@@ -29,15 +29,13 @@ from robustbench_lab.config import (
     compose,
     evaluation_of,
     fingerprint,
-    merged_overrides,
     nearest_runs,
     plain,
-    readable,
     run_of,
-    train_overrides,
     with_fractions,
 )
 from robustbench_lab.errors import LabError
+from robustbench_lab.overrides import merged_overrides, readable, train_overrides
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = ("dataset", "backbone", "defense", "training", "profile", "attack", "budget", "threat_model", "panel")

@@ -8,10 +8,11 @@ import yaml
 
 from robustbench_lab import expansion, grid
 from robustbench_lab.claims import sides_of
-from robustbench_lab.config import CONF, compose, evaluation_of, readable, run_of
+from robustbench_lab.config import CONF, compose, evaluation_of, run_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
 from robustbench_lab.grid import chosen_tables, read_table, reshaped
+from robustbench_lab.overrides import readable
 from robustbench_lab.profiles import PROFILES, Rules
 
 SETTINGS = [

@@ -30,11 +30,11 @@ def inside(name: str, parents: tuple[str, ...]) -> bool:
 
 
 WITHOUT_TORCH = (
-    "jobs.tables", "jobs.report", "expansion", "grid", "planning", "pages", "profiles", "published_figures", "records", "table_checks",
-    "units", "claims",
+    "jobs.tables", "jobs.report", "expansion", "grid", "overrides", "planning", "pages", "profiles", "published_figures", "records",
+    "table_checks", "units", "claims",
 )  # fmt: skip
 # multirun holds Hydra's own callback
-WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "profiles", "table_checks")
+WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "overrides", "profiles", "table_checks")
 
 
 def forbidden(module: str, names: set[str]) -> set[str]:

@@ -1,0 +1,51 @@
+"""The words of a command line, `group=choice` and `key=value`, as Hydra's grammar reads them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+RUN_GROUPS = ("dataset", "backbone", "defense", "training")
+TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
+
+
+def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
+    """`base` changed by `more`: a key named again is replaced, and a group chosen anew drops what was said about the old choice."""
+    more = [readable(override) for override in more]
+    replaced = [_key(override) for override in more]
+    kept = [override for override in base if not any(_key(override) == key or _key(override).startswith(f"{key}.") for key in replaced)]
+    return [*kept, *more]
+
+
+def train_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of an evaluation's overrides that describe the training run."""
+    return [override for override in overrides if _key(override).partition(".")[0] in TRAIN_KEYS]
+
+
+def readable(override: str) -> str:
+    """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped; other words, and a quoted list, as they are."""
+    key, _, value = override.partition("=")
+    if key != "threat_model.overrides" or "'" in value or '"' in value:
+        return override
+    return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
+
+
+@functools.lru_cache(maxsize=10_000)
+def parsed(override: str) -> Override:
+    """A word of the command line, read by Hydra's grammar."""
+    return OverridesParser.create().parse_override(readable(override))
+
+
+def _key(override: str) -> str:
+    return parsed(override).package or parsed(override).key_or_group
+
+
+def inner_words(word: str) -> list[str]:
+    """The words within `threat_model.overrides=[...]`; none of any other word."""
+    override = parsed(word)
+    value = override.value() if override.key_or_group == "threat_model.overrides" else []
+    return [str(entry) for entry in value] if isinstance(value, list) else []
