@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Copy a measured table and the records behind it to outputs/reference/, where git tracks them.
 
-    python scripts/publish_reference.py efficient_defenses/table1 [--suffix nvidia-h200]
+    python scripts/publish_reference.py efficient_defenses/table1 [--profile quick] [--suffix nvidia-h200]
 
 Writes the table's .md, .csv and .tex, and its figure, anew from the records, and copies for each run and evaluation behind its cells
 run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure (not the weights). Stops if a cell is missing, or
@@ -15,37 +15,42 @@ import shutil
 from pathlib import Path
 
 from robustbench_lab.config import compose, plain, project_path
-from robustbench_lab.grid import read_table
-from robustbench_lab.jobs.tables import cells_of, write
-from robustbench_lab.records import EXAMPLES_FILE, PLANE_FILE, RUN_FILE, read_json
+from robustbench_lab.grid import read_table, reshaped
+from robustbench_lab.jobs.tables import cells_of, table_file, write
+from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, RUN_FILE, read_json
+
+DRAWN_FROM = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,), "features": (FEATURES_FILE,)}  # by the kind of figure
 
 
-def publish(name: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
+def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
     output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
-    target = reference / (name + (f"-{suffix}" if suffix else ""))
-    table = read_table(name)
+    table = reshaped(read_table(name), profile)
+    written = table_file(table, output_root)
+    target = reference / written.relative_to(output_root / "tables")
+    target = target.with_name(target.name + (f"-{suffix}" if suffix else ""))
     cells = cells_of(table, output_root)
     if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.missing]:
-        raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run make reproduce-tables TABLES={name}")
+        command = f"make reproduce-tables TABLES={name}" + (f" PROFILE={profile}" if table.reshaped else "")
+        raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
     runs = {run.fingerprint: run for cell in cells for run in cell.runs}
     made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
     write(table, cells, output_root)
     kinds = ("md", "csv", "tex", *(("png", "svg") if table.figure else ()))
-    if absent := [kind for kind in kinds if not (output_root / "tables" / f"{name}.{kind}").exists()]:
+    if absent := [kind for kind in kinds if not written.with_name(f"{written.name}.{kind}").exists()]:
         raise SystemExit(f"error: {name} could not be drawn: {', '.join(absent)} are missing")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for kind in kinds:
-        shutil.copy(output_root / "tables" / f"{name}.{kind}", target)
+        shutil.copy(written.with_name(f"{written.name}.{kind}"), target)
     for run in runs.values():
         copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
     for cell in cells:
         if cell.evaluation is None:
             continue
         folder = cell.evaluation.folder(output_root)
-        drawn_from = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,)}.get(table.figure.get("kind", ""), ())
+        drawn_from = DRAWN_FROM.get(table.figure.get("kind", ""), ())
         copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz", *drawn_from))
     return target
 
@@ -59,7 +64,8 @@ def copy(folder: Path, into: Path, names: tuple[str, ...]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table")
+    parser.add_argument("--profile", default="paper", choices=("paper", "quick"))
     parser.add_argument("--suffix", default="", help="for figures of another machine, such as a GPU's name")
     parser.add_argument("--allow-changes", action="store_true", help="take records that were made with uncommitted changes")
     args = parser.parse_args()
-    print(publish(args.table, args.suffix, args.allow_changes, Path(project_path("outputs/reference"))))
+    print(publish(args.table, args.profile, args.suffix, args.allow_changes, Path(project_path("outputs/reference"))))

@@ -63,6 +63,8 @@ def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):
     ended = script("publish_reference.py", "smoke/digits")
     assert ended.returncode == 1
     assert "smoke/digits misses 10 cells, the first is undefended, clean; run make reproduce-tables" in ended.stderr
+    ended = script("publish_reference.py", "efficient_defenses/table1", "--profile", "quick")
+    assert "the first is CNN+ReLU, CNN+ReLU; run make reproduce-tables TABLES=efficient_defenses/table1 PROFILE=quick" in ended.stderr
 
 
 def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
