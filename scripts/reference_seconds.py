@@ -9,6 +9,7 @@ Reads run.json and record.json below outputs/reference/. A run or an evaluation 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(patterns: list[str], reference: Path) -> None:
     tables = {name: path for name, path in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if not tables:
         raise SystemExit(f"error: nothing in {reference} matches {' '.join(patterns)}; there are {', '.join(found) or 'no tables'}")
+    print(f"# What the published tables took\n\nMade by `python scripts/reference_seconds.py {shlex.join(patterns)}`.\n")
     print("\n".join(rows({name: (seconds_below(path, RUN_FILE), seconds_below(path, RECORD_FILE)) for name, path in tables.items()})))
 
 

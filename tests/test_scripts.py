@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,14 +78,25 @@ def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
             folder.mkdir(parents=True)
             (folder / file).write_text(json.dumps({"schema": 1, "commit": "c0ffee", "seconds": took}))
     seconds.main(["a/*"], tmp_path)
-    lines = capsys.readouterr().out.splitlines()[2:]
-    assert lines == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "Made by `python scripts/reference_seconds.py 'a/*'`."
+    assert lines[6:] == [
         "| a/one | 2 | 3660 | 1 | 7 | 1.0 |",
         "| a/two | 2 | 3660 | 1 | 7 | 1.0 |",
         "| all of them, each once | 3 | 3720 | 1 | 7 | 1.0 |",
     ]
     with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are a/one, a/two, b/one"):
         seconds.main(["c/*"], tmp_path)
+
+
+@pytest.mark.parametrize(("page", "name"), [("seconds.md", "reference_seconds.py"), ("findings.md", "efficient_defenses_findings.py")])
+def test_a_published_page_is_what_its_command_prints(page, name):
+    path = SCRIPTS.parent / "outputs" / "reference" / "efficient_defenses" / page
+    command = re.search(rf"`python scripts/{name}(.*)`", path.read_text())
+    assert command is not None
+    ended = script(name, *shlex.split(command[1]))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == path.read_text()
 
 
 REFERENCE = sorted((SCRIPTS.parent / "outputs" / "reference").glob("**/record.json"))
