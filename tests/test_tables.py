@@ -611,6 +611,8 @@ def claim(*holds_if: str) -> dict[str, Any]:
         (["LS_0.9 / clean >= 90"], "holds"),
         (["LS_0.9 / clean > 90"], "does not hold"),
         (["LS_0.9 / clean - 20 > LS_0.9 / FGSM - 1", "LS_0.9 / clean > 10"], "does not hold"),
+        (["LS_0.9 / clean > LS_0.9 / FGSM * 1.1"], "holds"),
+        (["LS_0.9 / clean > LS_0.9 / FGSM * 1.2"], "does not hold"),
         (["LS_0.9 / clean > plain / clean"], "not measured"),
         (["LS_0.9 / clean > plain / clean", "LS_0.9 / FGSM > 99"], "does not hold"),
     ],
