@@ -31,6 +31,7 @@ from robustbench_lab.errors import LabError
 SCHEMA = 1
 RUN_FILE = "run.json"  # the last file of a training run
 RECORD_FILE = "record.json"  # the last file of an evaluation
+OUTCOME_FILE = "outcome.npz"  # of an evaluation: what happened to each image
 EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
 FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of some images, clean and attacked
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from robustbench_lab.config import project_path
-from robustbench_lab.records import PLANE_FILE, RECORD_FILE, read_json
+from robustbench_lab.records import OUTCOME_FILE, PLANE_FILE, RECORD_FILE, read_json
 
-OUTCOME_FILE = "outcome.npz"
 REFERENCE = Path(project_path("outputs/reference/efficient_defenses"))
 
 

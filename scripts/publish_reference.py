@@ -17,7 +17,7 @@ from pathlib import Path
 from robustbench_lab.config import compose, plain, project_path
 from robustbench_lab.grid import read_table, reshaped
 from robustbench_lab.jobs.tables import cells_of, table_file, write
-from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, RUN_FILE, read_json
+from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE, read_json
 
 DRAWN_FROM = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,), "features": (FEATURES_FILE,)}  # by the kind of figure
 
@@ -45,13 +45,13 @@ def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference
     for kind in kinds:
         shutil.copy(written.with_name(f"{written.name}.{kind}"), target)
     for run in runs.values():
-        copy(run.folder(output_root), target / "runs", ("run.json", "metrics.jsonl"))
+        copy(run.folder(output_root), target / "runs", (RUN_FILE, "metrics.jsonl"))
     for cell in cells:
         if cell.evaluation is None:
             continue
         folder = cell.evaluation.folder(output_root)
         drawn_from = DRAWN_FROM.get(table.figure.get("kind", ""), ())
-        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", ("record.json", "outcome.npz", *drawn_from))
+        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", (RECORD_FILE, OUTCOME_FILE, *drawn_from))
     return target
 
 

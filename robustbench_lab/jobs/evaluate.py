@@ -41,6 +41,7 @@ from robustbench_lab.plane import SHAPE, plane_of
 from robustbench_lab.records import (
     EXAMPLES_FILE,
     FEATURES_FILE,
+    OUTCOME_FILE,
     PLANE_FILE,
     RECORD_FILE,
     RUN_FILE,
@@ -58,7 +59,6 @@ from robustbench_lab.views import attacker_view, check_view
 
 log = logging.getLogger("robustbench_lab")
 
-OUTCOME_FILE = "outcome.npz"
 PARTIAL_FILE = "outcome.partial.npz"
 OF_EXAMPLES, OF_FEATURES = "examples.", "features."  # what their arrays' names begin with in a partial outcome
 
