@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 
@@ -24,6 +25,25 @@ class NoiseLayer(nn.Module):
     def scales(self) -> list[nn.Parameter]:
         """What it has learned of its noise, and no weight decay shall shrink."""
         return []
+
+
+def is_channels_last(values: Tensor) -> bool:
+    return values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+
+
+def image_by_image(values: Tensor) -> Tensor:
+    """[B, ...] as [B, N] without a copy, in the order in which the memory has each image's N values."""
+    return (values.permute(0, 2, 3, 1) if is_channels_last(values) else values).flatten(1)
+
+
+def normal_like(values: Tensor) -> Tensor:
+    """N(0, 1) of the same shape, type and memory format, from the global generator.
+
+    torch.randn_like draws number by number where memory is channels-last, and takes nine times as long on a CPU.
+    """
+    if is_channels_last(values):
+        return torch.randn_like(values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return torch.randn_like(values)
 
 
 def noise_layers(model: nn.Module) -> list[NoiseLayer]:

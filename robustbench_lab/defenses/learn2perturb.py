@@ -6,8 +6,8 @@ Readings: noise falls before the first activation and the last one of each resid
 (VGG) has it before every activation, each convolution being a block of its own.
 Where we differ from that code: tau is the harmonic number of the epochs with noise, the present one included, so that it is 1 in the first
 (there 0, by which it divides); noise is drawn for each image (there one map for a whole batch: `per_image` false); the two steps of sigma
-have a momentum each (there one, to the same total); the search runs in eval mode and leaves no trace (there the model stays in train
-mode), and the predictions that it takes as labels come from a pass of its own.
+have a momentum each (there one, to the same total); the search leaves no trace (there it runs in eval mode and leaves the model in
+train mode, in which the evaluation then goes on), and the predictions that it takes as labels come from a pass of its own.
 Limits: an attacker who averages no draws sees noisy gradients and finds less; judge with eot_samples.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_epoch
 from robustbench_lab.models import Classifier, Defended, replace_modules
-from robustbench_lab.noise import NoiseLayer, noise_layers, parameter_groups
+from robustbench_lab.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
 from robustbench_lab.threats import is_number, require
 
 
@@ -50,8 +50,10 @@ class NoisyActivation(NoiseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.active:
-            noise = torch.randn_like(x if self.per_image else self.sigma)
-            x = x + (self.sigma * noise).to(x.dtype)
+            sigma = self.sigma.to(x.dtype)[None]
+            if is_channels_last(x):
+                sigma = sigma.contiguous(memory_format=torch.channels_last)  # two formats side by side take longer
+            x = torch.addcmul(x, normal_like(x if self.per_image else sigma), sigma)
         return self.activation(x)
 
 

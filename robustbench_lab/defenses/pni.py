@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense, Player
 from robustbench_lab.models import Defended, Normalise, replace_modules
-from robustbench_lab.noise import NoiseLayer, parameter_groups
+from robustbench_lab.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
 from robustbench_lab.threats import is_number, per_image, require
 
 PLACES = ("weight", "input", "output", "image")
@@ -31,14 +31,14 @@ SHARES = ("layer", "channel", "element")
 
 def injected(values: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
     """values + alpha * N(0, std^2), where neither the draw nor its standard deviation has a gradient."""
-    return torch.addcmul(values, alpha, torch.randn_like(values).mul_(std))
+    return torch.addcmul(values, normal_like(values), alpha * std)
 
 
 def std_per_image(values: Tensor) -> Tensor:
     """The standard deviation of each image's values, [B] shaped to multiply [B, ...]."""
-    flat = values.detach().flatten(1)
-    length = torch.linalg.vector_norm(flat - flat.mean(dim=1, keepdim=True), dim=1)  # flat.std takes ten times as long on a CPU
-    return per_image(length / (flat.shape[1] - 1) ** 0.5, values)
+    flat = image_by_image(values.detach()).to(torch.promote_types(values.dtype, torch.float32))
+    squares = torch.linalg.vector_norm(flat, dim=1).square() - flat.shape[1] * flat.mean(dim=1).square()  # flat.std: thirty times as long
+    return per_image((squares.clamp_min(0) / (flat.shape[1] - 1)).sqrt().to(values.dtype), values)
 
 
 class NoisyLayer(NoiseLayer):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
-from robustbench_lab.noise import NoiseLayer
+from robustbench_lab.noise import NoiseLayer, normal_like
 from robustbench_lab.threats import is_number, require
 
 
@@ -32,7 +32,7 @@ class Noise(NoiseLayer):
         self.sigma = sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, torch.randn_like(x), alpha=self.sigma) if self.active and self.sigma else x
+        return torch.add(x, normal_like(x), alpha=self.sigma) if self.active and self.sigma else x
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}"

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
-from robustbench_lab.defenses.pni import NoisyLayer
+from robustbench_lab.defenses.pni import NoisyLayer, std_per_image
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import frozen
-from robustbench_lab.noise import noise_layers, parameter_groups, without_noise
+from robustbench_lab.noise import noise_layers, normal_like, parameter_groups, without_noise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.training import State, fit
 
@@ -80,6 +80,15 @@ def test_activation_noise_has_each_image_s_deviation() -> None:
             drawn = torch.stack([layer(images) for _ in range(4000)])
         assert drawn.mean(dim=0).flatten().tolist() == pytest.approx((2 * images).flatten().tolist(), abs=0.6)
         assert drawn.std(dim=0).flatten().tolist() == pytest.approx([1, 1, 1, 10, 10, 10], rel=0.05)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_formats_are_kept_and_change_no_deviation(memory_format: torch.memory_format) -> None:
+    values = (torch.randn(6, 5, 12, 10) * torch.arange(6).view(6, 1, 1, 1) + 3).contiguous(memory_format=memory_format)
+    noise = normal_like(values)
+    assert noise.shape == values.shape and noise.stride() == values.stride() and abs(noise.std() - 1) < 0.05
+    torch.testing.assert_close(std_per_image(values).flatten(), values.flatten(1).std(dim=1), atol=1e-2, rtol=1e-4)
+    assert std_per_image(values)[1:].min() > 0.5 and std_per_image(values.bfloat16()).dtype == torch.bfloat16
 
 
 def test_noise_before_the_layer_goes_through_it() -> None:
