@@ -86,9 +86,12 @@ def test_activation_noise_has_each_image_s_deviation() -> None:
 def test_memory_formats_are_kept_and_change_no_deviation(memory_format: torch.memory_format) -> None:
     values = (torch.randn(6, 5, 12, 10) * torch.arange(6).view(6, 1, 1, 1) + 3).contiguous(memory_format=memory_format)
     noise = normal_like(values)
-    assert noise.shape == values.shape and noise.stride() == values.stride() and abs(noise.std() - 1) < 0.05
+    assert noise.shape == values.shape
+    assert noise.stride() == values.stride()
+    assert abs(noise.std() - 1) < 0.05
     torch.testing.assert_close(std_per_image(values).flatten(), values.flatten(1).std(dim=1), atol=1e-2, rtol=1e-4)
-    assert std_per_image(values)[1:].min() > 0.5 and std_per_image(values.bfloat16()).dtype == torch.bfloat16
+    assert std_per_image(values)[1:].min() > 0.5
+    assert std_per_image(values.bfloat16()).dtype == torch.bfloat16
 
 
 def test_noise_before_the_layer_goes_through_it() -> None:
