@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustbench_lab.attacks.gradients import Attack, own_loss
 from robustbench_lab.errors import LabError
@@ -47,8 +50,9 @@ class Queries(nn.Module):
 class Averaged(nn.Module):
     """A model with random output, averaged: each forward pass is the mean of the logits of `samples` passes.
 
-    What an attack differentiates is then the expectation over the draws (EOT, Athalye et al. 2018, arXiv:1802.00420, section 4.2). The
-    graphs of all passes are held at once: where memory is short, lower batch_size.
+    What an attack differentiates is then the expectation over the draws (EOT, Athalye et al. 2018, arXiv:1802.00420, section 4.2). Memory
+    is that of one pass, whatever `samples`: an attack that climbs a loss takes its gradient draw by draw (attacks.gradients.passes_of); for
+    one that differentiates the mean itself, each pass is repeated, with the same draws, when its gradient is asked for.
     """
 
     def __init__(self, model: nn.Module, samples: int) -> None:
@@ -58,7 +62,13 @@ class Averaged(nn.Module):
         self.own_loss = own_loss(model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.model(x) for _ in range(self.samples)]).mean(dim=0)
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        passes = (checkpoint(self.model, x, use_reentrant=False) if differentiated else self.draw(x) for _ in range(self.samples))
+        return sum(passes, start=torch.zeros((), device=x.device)) / self.samples
+
+    def draw(self, x: Tensor) -> Tensor:
+        """One of the passes."""
+        return self.model(x)
 
 
 class Counted(nn.Module):
@@ -78,16 +88,22 @@ class Counted(nn.Module):
         self.backward_images = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forward_images += self.samples * len(x)
-        logits = self.model(x)
+        return self._counted(self.model(x), x, self.samples)
+
+    def draw(self, x: Tensor) -> Tensor:
+        """One of the passes behind an answer."""
+        return self._counted(getattr(self.model, "draw", self.model)(x), x, 1)
+
+    def _counted(self, logits: Tensor, x: Tensor, passes: int) -> Tensor:
+        self.forward_images += passes * len(x)
         if not torch.isfinite(logits).all():
             raise NotFinite(x[~torch.isfinite(logits).all(dim=1)])
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)
+            logits.register_hook(partial(self._count_backward, passes))
         return logits
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_images += self.samples * len(gradient)
+    def _count_backward(self, passes: int, gradient: Tensor) -> None:
+        self.backward_images += passes * len(gradient)
 
 
 class NotFinite(LabError):

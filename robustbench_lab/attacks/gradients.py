@@ -125,6 +125,11 @@ def is_random(model: nn.Module) -> bool:
     return getattr(model, "stochastic", False)
 
 
+def passes_of(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
+    """The passes whose mean is the model's answer: one by one, they hold one graph at a time."""
+    return [getattr(model, "draw", model)] * getattr(model, "samples", 1)
+
+
 def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
     """Some of the images (bool or int64 index) of each tensor [B, ...] or ImageRandom: `x, y, rng = rows(kept, x, y, rng)`."""
     return tuple(tensor[index] for tensor in tensors)
@@ -139,14 +144,17 @@ def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
 def logit_gradients(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The logits [B, K] and, for each image, the gradients of the logits of its own `classes` [B, M]: [B, M, C, H, W].
 
-    One forward pass, M backward passes.
+    One forward pass, M backward passes; as many times as the model averages.
     """
     x = x.detach().requires_grad_()
-    logits = model(x)
-    chosen = logits.gather(1, classes)
-    count = classes.shape[1]
-    gradients = [torch.autograd.grad(chosen[:, j].sum(), x, retain_graph=j + 1 < count)[0] for j in range(count)]
-    return logits.detach(), torch.stack(gradients, dim=1)
+    count, passes = classes.shape[1], passes_of(model)
+    total_logits, total_gradients = (torch.zeros((), device=x.device),) * 2
+    for one_pass in passes:
+        logits = one_pass(x)
+        chosen = logits.gather(1, classes)
+        gradients = [torch.autograd.grad(chosen[:, j].sum(), x, retain_graph=j + 1 < count)[0] for j in range(count)]
+        total_logits, total_gradients = total_logits + logits.detach(), total_gradients + torch.stack(gradients, dim=1)
+    return total_logits / len(passes), total_gradients / len(passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,16 +188,18 @@ class GradientAttack(Attack):
             return model(x).argmax(dim=1)
 
     def gradient(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss's gradient at x, its value [B] and the logits [B, K], each averaged over `eot_samples` passes."""
+        """The loss's gradient at x, its value [B] and the logits [B, K], each averaged over `eot_samples` passes, or that many times the
+        passes that an averaged model's answer takes."""
         x = x.detach().requires_grad_()
         total_gradient, total_value, total_logits = (torch.zeros((), device=x.device),) * 3
-        for _ in range(self.eot_samples):
-            logits = model(x)
+        passes = passes_of(model) * self.eot_samples
+        for one_pass in passes:
+            logits = one_pass(x)
             value = loss(logits, y)
             total_gradient = total_gradient + torch.autograd.grad(value.sum(), x)[0]
             total_value = total_value + value.detach()
             total_logits = total_logits + logits.detach()
-        return total_gradient / self.eot_samples, total_value / self.eot_samples, total_logits / self.eot_samples
+        return total_gradient / len(passes), total_value / len(passes), total_logits / len(passes)
 
 
 def own_loss(model: nn.Module) -> Loss:
