@@ -163,7 +163,6 @@ def fit(
     optimizers = {player.name: recipe.optimizer(list(player.parameters)) for player in players}
     base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
     restore_optimizers(optimizers, state.optimizers)
-    device_type = train_data.device.type
     visits = len(train) * defense.copies
     steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
 
@@ -184,9 +183,7 @@ def fit(
                     for group, lr in zip(optimizer.param_groups, base_lr[player.name], strict=True):
                         group["lr"] = lr * factor
                     optimizer.zero_grad(set_to_none=True)
-                    with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                        loss = player.loss(model, batch)
-                    loss.backward()
+                    loss = backward(player, model, batch, recipe.precision)
                     optimizer.step()
                     watch.see(player.name, loss, step)
                 defense.after_step(model)
@@ -204,6 +201,21 @@ def fit(
             save(state)
     model.load_state_dict(state.best if recipe.keep == "best" else state.model)
     return state
+
+
+def backward(player: Player, model: Defended, batch: Batch, precision: str) -> Tensor:
+    """Add the gradient of the player's loss to its parameters, term by term; returns the loss, detached."""
+    total = torch.zeros((), device=batch.x.device)
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss = player.loss(model, batch)
+    terms = iter([loss]) if isinstance(loss, Tensor) else loss
+    while True:
+        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            term = next(terms, None)
+        if term is None:
+            return total
+        term.backward()
+        total = total + term.detach()
 
 
 def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row: dict[str, Any], recipe: Recipe) -> State:

@@ -36,6 +36,7 @@ from robustbench_lab.defenses.base import Batch
 from robustbench_lab.models import Classifier, Defended, Normalise, full_precision, searched_kernels
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.records import provenance
+from robustbench_lab.training import backward
 
 EPS, STEP = 8 / 255, 2 / 255
 DEFENSES = (
@@ -90,12 +91,11 @@ def ours(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack_
     ids = torch.arange(len(x), device=x.device)
     rng = ImageRandom.of(ids, 0, "train", 0)
     batch = Batch(x, y, ids, torch.zeros_like(ids), 0, rng, rng)
+    (player,) = defense.players(model)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(args.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = defense.loss(model, batch)
-        loss.backward()
+        backward(player, model, batch, precision)
         optimizer.step()
 
     return step
@@ -149,7 +149,7 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
     def step() -> None:
         for player, optimizer in zip(players, optimizers, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            player.loss(model, batch).backward()
+            backward(player, model, batch, "fp32")
             optimizer.step()
         defense.after_step(model)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, require_count
@@ -37,11 +38,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Player:
-    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss once a step."""
+    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss once a step.
+
+    loss: a scalar; or an iterator over the scalars that it is the sum of, each made after the one before has had its backward pass, so that
+    memory is that of one term.
+    """
 
     name: str
     parameters: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
-    loss: Callable[[Defended, Batch], Tensor]
+    loss: Callable[[Defended, Batch], Tensor | Iterator[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +180,21 @@ class MixedDefense(AdversarialDefense):
         require_epoch(self.start_epoch, "start_epoch")
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
+        return torch.stack(list(self.terms(model, batch))).sum()
+
+    def terms(self, model: Defended, batch: Batch) -> Iterator[Tensor]:
+        """The scalars that the loss is the sum of: the clean one, then the adversarial one."""
         own = model.own_loss
         if batch.epoch < self.start_epoch or not self.adversarial_weight:
-            return own(model(batch.x), batch.y).mean()
+            yield own(model(batch.x), batch.y).mean()
+            return
         x_adv = self.adversarial(model, batch.x, batch.y, batch.rng)
-        total = x_adv.new_zeros(())
         if self.clean_weight:
-            total = total + self.clean_weight * own(model(batch.x), batch.y).mean()
-        return total + self.adversarial_weight * own(model(x_adv), batch.y).mean()
+            yield self.clean_weight * own(model(batch.x), batch.y).mean()
+        yield self.adversarial_weight * own(model(x_adv), batch.y).mean()
+
+    def players(self, model: Defended) -> list[Player]:
+        return [Player("model", model.parameters(), self.terms)]
 
 
 def require_weight(value: object, key: str) -> None:

@@ -14,7 +14,7 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -108,15 +108,15 @@ class Learn2Perturb(MixedDefense):
             return 0 * torch.stack([sigma.sum() for sigma in maps]).sum()
         return -self.gamma / self.tau(batch.epoch) * torch.stack([sigma.sqrt().sum() for sigma in maps]).sum()
 
-    def loss(self, model: Defended, batch: Batch) -> Tensor:
+    def terms(self, model: Defended, batch: Batch) -> Iterator[Tensor]:
         for layer in noise_layers(model):
             layer.active = batch.epoch >= self.noise_start_epoch
-        return super().loss(model, batch)
+        yield from super().terms(model, batch)
 
     def players(self, model: Defended) -> list[Player]:
         return [
             Player("noise", parameter_groups(model)[1:], self.regulariser),
-            Player("model", parameter_groups(model), self.loss),
+            Player("model", parameter_groups(model), self.terms),
         ]
 
     @torch.no_grad()

@@ -111,4 +111,4 @@ class ParametricNoiseInjection(MixedDefense):
         return Defended(net, stochastic=True)
 
     def players(self, model: Defended) -> list[Player]:
-        return [Player("model", parameter_groups(model), self.loss)]
+        return [Player("model", parameter_groups(model), self.terms)]

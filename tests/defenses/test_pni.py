@@ -1,6 +1,8 @@
 """Parametric noise injection against equations worked out by hand."""
 
+import weakref
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses import pni
 from robustbench_lab.defenses.base import Batch
-from robustbench_lab.defenses.pni import NoisyLayer, std_per_image
+from robustbench_lab.defenses.pni import NoisyLayer, injected, std_per_image
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import frozen
 from robustbench_lab.noise import noise_layers, normal_like, parameter_groups, without_noise
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.training import State, fit
+from robustbench_lab.training import State, backward, fit
 
 NAMES = ["pni", "pni_channelwise", "pni_elementwise", "pni_input", "pni_activation_a", "pni_activation_b"]
 
@@ -166,6 +169,33 @@ def test_the_loss_is_that_of_adversarial_training(epoch: int, run_objects: Calla
         _, model, defense, _ = run_objects(*how, *words)
         losses.append(defense.loss(model.train(), replace(batch, epoch=epoch)).item())
     assert losses[0] == losses[1]
+
+
+def test_a_step_holds_one_noisy_copy_of_a_weight(run_objects: Callable[..., Any], batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search, clean pass and adversarial pass: the noisy copies of one before are gone when the next is drawn; the sum is the loss."""
+    copies: dict[int, list[weakref.ref[Tensor]]] = {}
+    most = 0
+
+    def watched(values: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
+        nonlocal most
+        noisy = injected(values, alpha, std)
+        copies.setdefault(id(values), []).append(weakref.ref(noisy))
+        most = max(most, sum(copy() is not None for copy in copies[id(values)]))
+        return noisy
+
+    _, model, defense, _ = run_objects("backbone=small_resnet", "dataset=digits", "defense=pni")
+    (player,) = defense.players(model.train())
+    other = deepcopy(model)  # a pass moves BatchNorm's statistics, which the search looks at
+    torch.manual_seed(0)
+    expected = defense.loss(other, batch)
+    expected.backward()
+    monkeypatch.setattr(pni, "injected", watched)
+    torch.manual_seed(0)
+    loss = backward(player, model, batch, "fp32")
+    assert most == 1
+    assert len(next(iter(copies.values()))) == defense.attack.steps + 3  # and the pass for the labels
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in other.parameters()])
 
 
 def test_alpha_has_no_weight_decay(run_objects: Callable[..., Any]) -> None:
