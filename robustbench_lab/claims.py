@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
-SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<change>[-+*]) (?P<by>\d+(?:\.\d+)?))?")
+SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<change>[-+*]) (?P<by>\d+(?:\.\d+)?|.+ / .+))?")
 CHANGES = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-Side = float | tuple[str, str, float]  # a number, or a cell's name and what is done to its figure, by how much
+Side = float | tuple[str, str, float | str]  # a number, or a cell's name and what is done to its figure, by how much or by which cell's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """What the paper says in words, and the comparisons of our figures that bear it out: all of them must hold.
 
-    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that + or - points or * a factor, or a number.
-    evidence: what the paper itself rests it on, in a few words.
+    holds_if: such as `FM / PGD > undefended / PGD + 10`, where a side is `row / column`, that + or - points or * a factor, that - another
+    `row / column`, or a number.
+    evidence: what the paper itself rests it on, in a few words. sign: the sign of obfuscated gradients that the claim denies.
     """
 
     text: str
     source: str
     holds_if: Sequence[str]
     evidence: str | None = None
+    sign: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class CheckedClaim:
     verdict: str
     detail: str
     evidence: str | None = None  # the paper's own
+    sign: str | None = None
+
+    @property
+    def sign_is(self) -> str:
+        """Of a claim that denies a sign of obfuscated gradients: absent, present or not measured."""
+        return {"holds": "absent", "does not hold": "present"}.get(self.verdict, self.verdict)
 
 
 def sides_of(comparison: str) -> tuple[Side, str, Side] | None:
@@ -54,18 +62,28 @@ def sides_of(comparison: str) -> tuple[Side, str, Side] | None:
             return float(text)
         except ValueError:
             found = SIDE.fullmatch(text)
-        return (found["cell"], found["change"] or "+", float(found["by"] or 0)) if found else None
+        if not found:
+            return None
+        by = found["by"] or "0"
+        return (found["cell"], found["change"] or "+", by if " / " in by else float(by))
 
     left, right = side(match["left"]), side(match["right"])
     return None if left is None or right is None else (left, match["sign"], right)
 
 
+def cells_in(comparison: str) -> list[str] | None:
+    """The cells that a comparison names."""
+    if (sides := sides_of(comparison)) is None:
+        return None
+    named = [side for side in (sides[0], sides[2]) if not isinstance(side, float)]
+    return [cell for side in named for cell in (side[0], side[2]) if isinstance(cell, str)]
+
+
 def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
-    """The paper's claims, each checked on our figures; none where a profile has shortened them."""
-    if table.profile != "paper":
-        return []
+    """The paper's claims, each checked on our figures. Where a profile has shortened them, only those that deny a sign of obfuscated
+    gradients: a short schedule says nothing of the paper's figures, but whether its own model shows a sign is a fact."""
     named = {cell.name: cell for cell in cells}
-    return [_checked(claim, named) for claim in table.claims]
+    return [_checked(claim, named) for claim in table.claims if table.profile == "paper" or claim.sign is not None]
 
 
 def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
@@ -78,12 +96,20 @@ def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
         details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
     verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
     evidence = None if claim.evidence is None else " ".join(claim.evidence.split())
-    return CheckedClaim(" ".join(claim.text.split()), claim.source, verdict, "; ".join(details), evidence)
+    return CheckedClaim(" ".join(claim.text.split()), " ".join(claim.source.split()), verdict, "; ".join(details), evidence, claim.sign)
 
 
 def _side(side: Side, cells: Mapping[str, Cell]) -> tuple[float | None, str]:
     if isinstance(side, float):
         return side, f"{side:g}"
     name, change, by = side
-    value, more = cells[name].value, "" if (change, by) == ("+", 0) else f" {change} {by:g}"
-    return (None, f"{name}{more}") if value is None else (CHANGES[change](value, by), f"{name} ({value:{cells[name].form}}){more}")
+    value, told = _figure(cells[name])
+    if isinstance(by, str):
+        other, other_told = _figure(cells[by])
+        return None if value is None or other is None else CHANGES[change](value, other), f"{told} {change} {other_told}"
+    more = "" if (change, by) == ("+", 0) else f" {change} {by:g}"
+    return None if value is None else CHANGES[change](value, by), f"{told}{more}"
+
+
+def _figure(cell: Cell) -> tuple[float | None, str]:
+    return cell.value, cell.name if cell.value is None else f"{cell.name} ({cell.value:{cell.form}})"

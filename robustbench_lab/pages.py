@@ -140,13 +140,11 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         lines += [f"Published figures: exact, {table.published['source']}; {judged}.", ""]
     elif kind == "claim":
         lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
-    if claims:
-        lines += [
-            "## The paper's claims, on our figures",
-            "",
-            *(f'- **{c.verdict}**: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims),
-            "",
-        ]
+    if told := [f'- **{c.verdict}**: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims if c.sign is None]:
+        lines += ["## The paper's claims, on our figures", "", *told, ""]
+    if signs := [[c.sign, f'"{c.text}" ({c.source})', c.evidence or "-", c.detail, c.sign_is] for c in claims if c.sign is not None]:
+        head = ["sign", "the paper says", "the paper's evidence", "ours", "the sign is"]
+        lines += ["## The signs of obfuscated gradients, on our figures", "", _markdown_table(head, signs), ""]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
         if entries and not table.reshaped:  # they speak of the real settings and figures
             lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from hydra.errors import HydraException
 
-from robustbench_lab.claims import sides_of
+from robustbench_lab.claims import cells_in
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
 from robustbench_lab.overrides import inner_words, parsed
@@ -122,15 +122,15 @@ def _check_claims(table: Table, path: Path) -> None:
     required = table.published["kind"] == "claim"
     require(not required or bool(table.claims), path, "claims", "what the paper claims, because published.kind is claim", [])
     for i, claim in enumerate(table.claims):
-        for key in ("text", "source", "evidence"):
+        for key in ("text", "source", "evidence", "sign"):
             told = getattr(claim, key)
-            require(isinstance(told, str) or (key == "evidence" and told is None), path, f"claims[{i}].{key}", "a text", told)
+            optional = key in ("evidence", "sign") and told is None
+            require(isinstance(told, str) or optional, path, f"claims[{i}].{key}", "a text", told)
         key = f"claims[{i}].holds_if"
         require(bool(claim.holds_if), path, key, "comparisons", claim.holds_if)
         for comparison in claim.holds_if:
-            sides = sides_of(str(comparison))
-            named = [side[0] for side in (sides[0], sides[2]) if not isinstance(side, float)] if sides else []
-            known = sides is not None and all(name in cells for name in named)
+            named = cells_in(str(comparison)) or []
+            known = cells_in(str(comparison)) is not None and all(name in cells for name in named)
             require(known, path, key, "such as 'row / column > row / column + 5', of this table", comparison)
             run = all(cells[name][0].not_run is None for name in named)
             require(run, path, key, "cells of rows that are run, without not_run", comparison)

@@ -637,6 +637,36 @@ def test_a_claim_is_told_with_the_papers_evidence(written, outputs):
     assert '- **does not hold**: "smoothing helps" (section 5). LS_0.9 / FGSM (80.00) < 1: no\n' in page
 
 
+@pytest.mark.parametrize(("comparison", "verdict"), [
+    ("LS_0.9 / clean - LS_0.9 / FGSM > 9.9", "holds"),
+    ("LS_0.9 / clean - LS_0.9 / FGSM > 10", "does not hold"),
+    ("LS_0.9 / clean - plain / FGSM > 10", "not measured"),
+])  # fmt: skip
+def test_a_claim_may_compare_a_difference_of_two_cells(written, outputs, comparison, verdict):
+    name = written(claims=[claim(comparison)], published={"kind": "none"})
+    fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
+    page = pages(name, outputs)[0]
+    assert f'- **{verdict}**: "smoothing helps"' in page
+    assert "LS_0.9 / clean (90.00) - " in page
+
+
+@pytest.mark.parametrize("profile", ["paper", "smoke"])
+def test_signs_of_obfuscated_gradients_are_a_table_under_every_profile(written, outputs, profile):
+    """They are about the model at hand; a claim that denies one and holds says that the sign is absent."""
+    signs = [{**claim(comparison), "sign": sign, "evidence": "Table 1"} for sign, comparison in (
+        ("1. One step", "LS_0.9 / FGSM < LS_0.9 / clean"), ("2. Queries", "LS_0.9 / FGSM > 80"), ("3. No bound", "plain / FGSM > 1"),
+    )]  # fmt: skip
+    name = written(profile=profile, claims=signs, published={"kind": "none"})
+    fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
+    page = pages(name, outputs)[0]
+    _, _, table = page.partition("## The signs of obfuscated gradients, on our figures\n\n")
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in table.splitlines()[:5]]
+    assert [row[0] for row in rows[2:]] == ["1. One step", "2. Queries", "3. No bound"]
+    assert [row[-1] for row in rows[2:]] == ["absent", "present", "not measured"]
+    assert rows[2][1:4] == ['"smoothing helps" (section 5)', "Table 1", "LS_0.9 / FGSM (80.00) < LS_0.9 / clean (90.00): yes"]
+    assert "The paper's claims" not in page
+
+
 def test_a_smoke_table_shows_no_published_figure_and_checks_no_claim(written, outputs):
     name = written(profile="smoke", claims=[claim("LS_0.9 / clean > 1")])
     fill(cells_of(read_table(name), outputs)[3], outputs, 9, 8)
