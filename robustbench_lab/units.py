@@ -12,7 +12,8 @@ from typing import Any
 from robustbench_lab.errors import LabError
 
 ACCURACIES = (  # shown in percent
-    "robust_accuracy", "robust_accuracy_mean", "attacked_accuracy", "clean_accuracy", "attack_success_rate", "accuracy_of_runs",
+    "robust_accuracy", "robust_accuracy_mean", "attacked_accuracy", "clean_accuracy", "clean_accuracy_mean", "attack_success_rate",
+    "accuracy_of_runs",
 )  # fmt: skip
 PARAMETERS = "parameters"  # how many the run has trained; tables add it to the record from run.json
 OTHERS = "metrics."  # begins the names of those of conf/metric/, shown as they are
@@ -77,10 +78,10 @@ def figure_of(metric: str, record: Mapping[str, Any]) -> Figure:
             of_metric = record["metrics"][unit_of(metric)]
             value, interval = of_metric["mean"], of_metric["interval"]
             return Figure(None if value is None else float(value), _finite(interval), int(of_metric["n"]))
-        if metric == "robust_accuracy_mean":
+        if metric in ("robust_accuracy_mean", "clean_accuracy_mean"):
             if (draws := record.get("draws")) is not None:
                 return Figure(100 * draws[metric], None, n)
-            metric = "robust_accuracy"  # every draw is alike
+            metric = metric.removesuffix("_mean")  # every draw is alike
         share, interval = record[metric], _finite(record[metric.replace("accuracy", "interval")])
         return Figure(100 * share, (100 * interval[0], 100 * interval[1]) if interval else None, n)
     except (KeyError, TypeError, ValueError) as error:

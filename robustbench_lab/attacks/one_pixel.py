@@ -2,8 +2,8 @@
 
 Source: Su, Vargas and Sakurai 2019, arXiv:1710.08864, section III. A child replaces the parent of the same index if it is better.
 Where we differ: the true class's probability is compared as its log-odds, the same order where float32 rounds the probability to one.
-Colours are not rounded to 8 bits. The paper does not say what happens to a child outside its range: here its place is drawn anew, as in
-SciPy, and its colour cut. conf/attack/one_pixel_fm.yaml has the search of SciPy, with which others repeated the paper.
+Colours are not rounded to 8 bits. The paper does not say what happens to a child outside its range: here its place is drawn anew and
+its colour cut. conf/attack/one_pixel_fm.yaml has the search of SciPy, with which others repeated the paper: it draws both anew.
 Limits: an image that survives may have a pixel that the search missed; at 8x8 pixels and one channel an exhaustive search is cheaper.
 """
 
@@ -32,7 +32,8 @@ class OnePixel(Attack):
     differential_weight: F in parent + F * (difference of two members); or two numbers, between which it is drawn in each generation.
     parent: random (DE/rand/1) or best (DE/best/1): of which member a child is a variation.
     crossover: the chance that a child's number comes from the variation and not from the member that it competes with; 1: no crossover.
-    colours: gaussian, N(128, 127) in units of 1/255, or uniform: of the first population.
+    colours: gaussian, N(128, 127) in units of 1/255, or uniform: of the first population. outside: what happens to a child's colour beyond
+    [0, 1]: cut, or redraw, uniformly.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l0",)
@@ -46,6 +47,7 @@ class OnePixel(Attack):
     parent: str
     crossover: float
     colours: str
+    outside: str
 
     def __post_init__(self) -> None:
         for key in ("pixels", "population", "generations"):
@@ -56,6 +58,7 @@ class OnePixel(Attack):
         require(self.parent in ("random", "best"), "parent", "random or best", self.parent)
         require(is_number(self.crossover) and 0 < self.crossover <= 1, "crossover", "a number above 0, up to 1", self.crossover)
         require(self.colours in ("gaussian", "uniform"), "colours", "gaussian or uniform", self.colours)
+        require(self.outside in ("cut", "redraw"), "outside", "cut or redraw", self.outside)
 
     def check(self, budget: Budget) -> None:
         super().check(budget)
@@ -110,9 +113,11 @@ class OnePixel(Attack):
         child = parent + weight * (members[image, one] - members[image, other])
         if self.crossover < 1:
             child = child.where(rng.fold("crossover").uniform(*members.shape[1:]) < self.crossover, members)
-        places, colours = child[..., :2], child[..., 2:].clamp(0, 1)
-        outside = (places < 0) | (places >= 1)
-        return torch.cat([rng.fold("place").uniform(*places.shape[1:]).where(outside, places), colours], dim=3)
+        places, colours = child[..., :2], child[..., 2:]
+        places = rng.fold("place").uniform(*places.shape[1:]).where((places < 0) | (places >= 1), places)
+        if self.outside == "redraw":
+            colours = rng.fold("colour").uniform(*colours.shape[1:]).where((colours < 0) | (colours > 1), colours)
+        return torch.cat([places, colours.clamp(0, 1)], dim=3)
 
     def _weights(self) -> tuple[float, float]:
         """The range of F."""

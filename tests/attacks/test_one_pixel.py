@@ -141,6 +141,21 @@ def test_a_child_outside_its_range(built: Callable[..., Any]) -> None:
         assert not (children[..., :2] == value).any()
 
 
+def test_a_colour_outside_its_range_may_be_drawn_anew(built: Callable[..., Any]) -> None:
+    """As SciPy does: a child of members near white is white nowhere, and its new colour is any."""
+    members = torch.cat([torch.rand(300, 8, 1, 2), 0.9 + 0.1 * torch.rand(300, 8, 1, 1)], dim=3)
+    how = ["attack.population=8", "attack.differential_weight=2"]
+    cut, redrawn = (
+        built("attack", "one_pixel", *how, f"attack.outside={outside}").vary(members, torch.zeros(300, 8), streams(300))[..., 2]
+        for outside in ("cut", "redraw")
+    )
+    beyond = cut == 1
+    assert 0.2 < beyond.float().mean() < 0.8
+    assert torch.equal(redrawn[~beyond], cut[~beyond])
+    assert redrawn[beyond].mean().item() == pytest.approx(0.5, abs=0.05)
+    assert redrawn[beyond].std().item() == pytest.approx(12**-0.5, abs=0.05)
+
+
 def test_crossover(built: Callable[..., Any]) -> None:
     members = 0.4 + 0.2 * torch.rand(100, 8, 1, 5)
     children = built("attack", "one_pixel", "attack.population=8", "attack.crossover=0.3").vary(members, torch.zeros(100, 8), streams(100))
@@ -214,6 +229,7 @@ def test_more_pixels_than_the_budget_are_refused(name: str, built: Callable[...,
         ("parent=worst", "parent"),
         ("crossover=0", "crossover"),
         ("colours=red", "colours"),
+        ("outside=wrap", "outside"),
     ],
 )
 def test_a_wrong_knob_fails_when_built(override: str, key: str, built: Callable[..., Any]) -> None:
