@@ -11,8 +11,9 @@ does not depend on what they show. Rows:
     floor, ...     what no implementation of the search can go below with that network: `steps` bare input-gradient passes and one
                    parameter-gradient pass; no projection, no random numbers, no refreshed weights
 Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all or none.
-A second table has a step of each defense as it is when every part of it has begun, through the same calls, in fp32, and a forward pass of
-one draw: how many times those of the undefended network they take.
+A second table has a step of each defense as it is when every part of it has begun, through the same calls, in fp32: its forward passes,
+those of the search among them, and how many times the undefended step (one forward pass and its backward pass) it takes for each of them.
+Beside it, the forward pass alone, of one draw: on a CPU, normal numbers are drawn one after the other, and noise on every map shows.
 
 attacks: scripts/benchmark_attacks.py says what is timed against what.
 """
@@ -125,8 +126,9 @@ def floor(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack
     return step
 
 
-def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What fit() does in a step of a defense, with `--steps` steps of search, and a forward pass of the model's that averages no draws."""
+def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Callable[[], None], int]:
+    """What fit() does in a step of a defense, with `--steps` steps of search; a forward pass of the model's that averages no draws; and how
+    many such passes the step has."""
     cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}", f"defense={defense_name}"])
     config = plain(cfg, "dataset", "backbone", "defense")
     if "attack" in config["defense"]:
@@ -159,20 +161,33 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
         model.one_draw()(x)
         model.train()
 
-    return step, forward
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    networks = [model.network, *([model.fast_copy] if model.fast_copy is not None else [])]
+    handles = [module.register_forward_pre_hook(count) for module in networks]
+    step()
+    for handle in handles:
+        handle.remove()
+    return step, forward, passes
 
 
 def train_defenses(args: argparse.Namespace, x: Tensor, y: Tensor) -> None:
     """Each beside a standard step of its own: torch.compile keeps only so many versions of a function, so that all at once would not do."""
-    print("\n| defense                  | s a step | times the undefended step | s a pass | times the undefended pass |")
-    print("|--------------------------|----------|---------------------------|----------|---------------------------|")
+    print("\n| defense                  | s a step | passes | each, times the undefended step | s forward | times the undefended one |")
+    print("|--------------------------|----------|--------|---------------------------------|-----------|--------------------------|")
     for name in DEFENSES:
         if args.compile:
             torch.compiler.reset()
         both = {which: step_of(args, which, x, y) for which in dict.fromkeys(("standard", name))}
-        step, forward = (timed({which: work[part] for which, work in both.items()}, args.repeats, args.device) for part in (0, 1))
-        more = [step[name] / step["standard"], forward[name] / forward["standard"]]
-        print(f"| {name:<24} | {step[name]:8.3f} | {more[0]:25.2f} | {forward[name]:8.3f} | {more[1]:25.2f} |")
+        steps = timed({which: step for which, (step, _, _) in both.items()}, args.repeats, args.device)
+        forwards = timed({which: forward for which, (_, forward, _) in both.items()}, args.repeats, args.device)
+        passes = both[name][2]
+        each, forward = steps[name] / passes / steps["standard"], forwards[name] / forwards["standard"]
+        print(f"| {name:<24} | {steps[name]:8.3f} | {passes:6} | {each:31.2f} | {forwards[name]:9.3f} | {forward:24.2f} |")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -6,13 +6,15 @@ python scripts/efficient_defenses_findings.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
 from robustbench_lab.config import project_path
-from robustbench_lab.records import OUTCOME_FILE, PLANE_FILE, RECORD_FILE, read_json
+from robustbench_lab.records import OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE, read_json
 
 REFERENCE = Path(project_path("outputs/reference/efficient_defenses"))
 
@@ -22,6 +24,36 @@ def found(table: str, name: str, attack: str = "*") -> Iterator[tuple[str, Path]
     for path in sorted((REFERENCE / table).glob(f"runs/*/evaluate/{attack}/{name}")):
         run = read_json(path.parent / RECORD_FILE)["run"]
         yield f"{run['choices']['dataset']}, {run['choices']['defense']}", path
+
+
+def wrong(probability: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which points [N, 2] a model of the plane gives another class than their label, read at the nearest point of its grid."""
+    column, row = np.rint(points * (len(probability) - 1)).astype(int).T
+    return np.asarray((probability[row, column] > 0.5) != labels)
+
+
+def costs(table: str) -> Iterator[str]:
+    """What training took, and what it would have taken had every epoch been as fast as the median one of the table's page."""
+    took = {}
+    for path in sorted((REFERENCE / table).glob(f"runs/*/{RUN_FILE}")):
+        run = read_json(path)
+        epochs = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        images = round(epochs[0]["seconds"] * epochs[0]["images_per_second"])
+        even = len(epochs) * float(np.median([epoch["seconds"] for epoch in epochs[1:]]))
+        took[f"{run['choices']['dataset']}, {run['choices']['defense']}"] = (len(epochs), images, run["seconds"], even)
+    undefended = next(values for who, values in took.items() if who.endswith(", standard"))
+    for who, (count, images, seconds, even) in took.items():
+        times = f"{seconds / undefended[2]:.1f} times", f"{even / undefended[3]:.1f} times"
+        yield f"- {who}: {count} epochs of {images} images; {seconds:.0f} s, {times[0]}; {even:.0f} s, {times[1]}"
+
+
+def of_the_same_images(table: str, attack: str, of: tuple[str, ...] = ("*",)) -> Iterator[str]:
+    """Eq. 2 and the distance of these defenses (globs), over the images that count for all of them."""
+    rows = {who: np.load(path) for who, path in found(table, OUTCOME_FILE, attack) if any(fnmatchcase(who, f"*, {one}") for one in of)}
+    shared = np.logical_and.reduce([np.isfinite(outcome["metric.empirical_robustness"]) for outcome in rows.values()])
+    for who, outcome in rows.items():
+        robustness, distance = (outcome[f"metric.{name}"][shared].mean() for name in ("empirical_robustness", "training_set_distance"))
+        yield f"- {who}: {robustness:.4f}, {distance:.3f} (n = {shared.sum()})"
 
 
 def lines() -> Iterator[str]:
@@ -35,6 +67,12 @@ def lines() -> Iterator[str]:
         if len(plane["extra"]):
             nearest = ((plane["extra"][:, None] - plane["points"]) ** 2).sum(-1).argmin(1)
             yield f"- {who}: {100 * (plane['labels'][nearest] != plane['extra_labels']).mean():.0f} %"
+    yield "\n## figure2: added points that the undefended network has wrong\n"
+    planes = {who: np.load(path) for who, path in found("figure2", PLANE_FILE)}
+    for who, plane in planes.items():
+        if len(plane["extra"]):
+            undefended = planes[f"{who.split(', ')[0]}, standard"]["probability"]
+            yield f"- {who}: {100 * wrong(undefended, plane['extra'], plane['extra_labels']).mean():.0f} %"
     yield "\n## figure1: C&W's |x_adv - x| / |x|, image by image\n"
     for who, path in found("figure1", OUTCOME_FILE, "carlini_wagner*"):
         yield f"- {who}: {' '.join(f'{value:.3f}' for value in np.load(path)['metric.empirical_robustness'])}"
@@ -44,6 +82,12 @@ def lines() -> Iterator[str]:
             outcome = np.load(path)
             right = outcome["right"] > 0
             yield f"- {who}: {right.sum()}, {(right & (outcome['distance'] == 0)).sum()}"
+    yield "\n## table2: training: its seconds, beside the undefended run's; the same, had every epoch been as fast as the median one\n"
+    yield from costs("table2")
+    yield "\n## table2, corrected: Eq. 2 and the distance in l2 over the same images\n"
+    yield from of_the_same_images("table2", "minimal_fgsm-*")
+    yield "\n## table2, corrected: the same for these two rows alone\n"
+    yield from of_the_same_images("table2", "minimal_fgsm-*", of=("feature_squeezing", "gda_bounded_relu"))
     yield "\n## table3: the gradient of the loss: its mean over the right images, the wrong ones' share of the sum, exact zeros\n"
     for who, path in found("table3", OUTCOME_FILE):
         outcome = np.load(path)

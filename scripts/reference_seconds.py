@@ -50,6 +50,8 @@ def main(patterns: list[str], reference: Path) -> None:
         raise SystemExit(f"error: nothing in {reference} matches {' '.join(patterns)}; there are {', '.join(found) or 'no tables'}")
     print(f"# What the published tables took\n\nMade by `python scripts/reference_seconds.py {shlex.join(patterns)}`.\n")
     print("\n".join(rows({name: (seconds_below(path, RUN_FILE), seconds_below(path, RECORD_FILE)) for name, path in tables.items()})))
+    used = {read_json(file)["choices"]["dataset"] for path in tables.values() for file in path.rglob(RUN_FILE)}
+    print(f"\nTrained on {', '.join(sorted(used))}; what was not measured, or is published elsewhere, is not in the total.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from robustbench_lab.datasets.base import ImageSet
@@ -31,8 +32,10 @@ def test_the_benchmark_prints_every_row_with_its_ratio():
     rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in defenses[1:]]
     assert [row[0] for row in rows[:4]] == ["standard", "adversarial_training", "adversarial_training_pni", "fm"]
     assert {"pni", "pni_input", "pni_activation_a", "pni_activation_b", "learn2perturb", "adv_bnn", "rse"} == {row[0] for row in rows[4:]}
-    assert (rows[0][2], rows[0][4]) == ("1.00", "1.00")
-    assert all(float(entry) > 0 for row in rows for entry in (row[2], row[4]))
+    assert rows[0][2:4] == ["1", "1.00"]
+    assert rows[0][5] == "1.00"
+    assert {row[0]: int(row[2]) for row in rows}["pni"] == 1 + 1 + 2  # the labels, a step of the search, both halves of the loss
+    assert all(float(entry) > 0 for row in rows for entry in row[3:])
 
 
 def test_the_attack_benchmark_prints_every_peer(
@@ -76,7 +79,8 @@ def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
         for name, file, took in (("shared", "run.json", 3600), (table[-3:], "run.json", 60), ("shared/evaluate/pgd", "record.json", 7)):
             folder = tmp_path / table / "runs" / name
             folder.mkdir(parents=True)
-            (folder / file).write_text(json.dumps({"schema": 1, "commit": "c0ffee", "seconds": took}))
+            record = {"schema": 1, "commit": "c0ffee", "seconds": took, "choices": {"dataset": f"set of {name[-3:]}"}}
+            (folder / file).write_text(json.dumps(record))
     seconds.main(["a/*"], tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "Made by `python scripts/reference_seconds.py 'a/*'`."
@@ -84,9 +88,56 @@ def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
         "| a/one | 2 | 3660 | 1 | 7 | 1.0 |",
         "| a/two | 2 | 3660 | 1 | 7 | 1.0 |",
         "| all of them, each once | 3 | 3720 | 1 | 7 | 1.0 |",
+        "",
+        "Trained on set of one, set of red, set of two; what was not measured, or is published elsewhere, is not in the total.",
     ]
     with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are a/one, a/two, b/one"):
         seconds.main(["c/*"], tmp_path)
+
+
+def test_a_point_of_the_plane_is_judged_by_its_column_and_row(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    findings = importlib.import_module("efficient_defenses_findings")
+    probability = np.zeros((11, 11))
+    probability[2, 9] = 0.8  # row: y, column: x
+    points = np.array([[0.9, 0.2], [0.88, 0.21], [0.2, 0.9], [0.9, 0.2], [0.5, 0.5]])
+    wrong = findings.wrong(probability, points, labels=np.array([1, 1, 1, 0, 0]))
+    assert wrong.tolist() == [False, False, True, True, False]
+
+
+def test_figures_of_the_same_images_leave_out_what_one_row_lacks(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    findings = importlib.import_module("efficient_defenses_findings")
+    monkeypatch.setattr(findings, "REFERENCE", tmp_path)
+    for name, robustness in {"gda": [1, 2, np.nan, 4], "standard": [np.nan, 3, 3, 5], "vat": [np.nan, np.nan, np.nan, 1]}.items():
+        folder = tmp_path / "table" / "runs" / name / "evaluate" / "pgd-1"
+        folder.mkdir(parents=True)
+        choices = {"dataset": "mnist", "defense": name}
+        (folder / "record.json").write_text(json.dumps({"schema": 1, "run": {"choices": choices}}))
+        sizes = {"metric.empirical_robustness": np.array(robustness), "metric.training_set_distance": 10 * np.array(robustness)}
+        np.savez(folder / "outcome.npz", **sizes)
+    assert list(findings.of_the_same_images("table", "pgd-*", of=("gda", "standard"))) == [
+        "- mnist, gda: 3.0000, 30.000 (n = 2)",
+        "- mnist, standard: 4.0000, 40.000 (n = 2)",
+    ]
+    assert len(list(findings.of_the_same_images("table", "pgd-*"))) == 3
+
+
+def test_costs_stand_beside_the_undefended_runs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    findings = importlib.import_module("efficient_defenses_findings")
+    monkeypatch.setattr(findings, "REFERENCE", tmp_path)
+    for name, images, took in (("gda", 400, (8, 8, 40, 8)), ("standard", 100, (9, 2))):
+        folder = tmp_path / "table" / "runs" / name
+        folder.mkdir(parents=True)
+        choices = {"dataset": "mnist", "defense": name}
+        (folder / "run.json").write_text(json.dumps({"schema": 1, "choices": choices, "seconds": sum(took)}))
+        epochs = [json.dumps({"seconds": seconds, "images_per_second": images / seconds}) for seconds in took]
+        (folder / "metrics.jsonl").write_text("\n".join(epochs) + "\n")
+    assert list(findings.costs("table")) == [
+        "- mnist, gda: 4 epochs of 400 images; 64 s, 5.8 times; 32 s, 8.0 times",
+        "- mnist, standard: 2 epochs of 100 images; 11 s, 1.0 times; 4 s, 1.0 times",
+    ]
 
 
 @pytest.mark.parametrize(("page", "name"), [("seconds.md", "reference_seconds.py"), ("findings.md", "efficient_defenses_findings.py")])
