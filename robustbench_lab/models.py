@@ -6,7 +6,7 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,7 @@ class Defended(nn.Module):
         self.passes = passes
         self.stochastic = stochastic
         self.own_loss = own_loss
+        self._search_precision: str | None = None  # within training, where there is no fast copy; None: that of the pass around it
         self._fast: list[FastCopy] = []  # in a list, so that it is no submodule: not in parameters() and not in the state_dict
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +139,9 @@ class Defended(nn.Module):
 
     def one_draw(self) -> Defended:
         """The same stages, sharing their weights, whose prediction averages nothing: what is learned and searched where it is random."""
-        return Defended(self.network, list(self.fronts), 1, self.stochastic, self.own_loss)  # type: ignore[arg-type]
+        one = Defended(self.network, list(self.fronts), 1, self.stochastic, self.own_loss)  # type: ignore[arg-type]
+        one._search_precision, one.training = self._search_precision, self.training
+        return one
 
     @property
     def fast_copy(self) -> FastCopy | None:
@@ -146,8 +149,9 @@ class Defended(nn.Module):
         return self._fast[0] if self._fast else None
 
     def attach_fast_copy(self, precision: str = "fp32", channels_last: bool = True, compiled: bool = False) -> None:
-        """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced keeps the plain one."""
+        """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced, or draws, keeps the plain one."""
         self._fast.clear()
+        self._search_precision = precision
         fast = FastCopy.of(self, precision, channels_last, compiled)
         if fast is not None:
             self._fast.append(fast)
@@ -181,19 +185,23 @@ def frozen(model: nn.Module, fast: bool = True) -> Iterator[nn.Module]:
     """The model as an attack may have it: eval mode, parameters without gradients; with `fast`, its fast copy where one is attached.
 
     Modes and flags are restored on leaving, module by module. For searches only: Deep Defense needs parameter gradients through the search.
+    A plain model in training is searched in the precision that the fast copy would have had, an evaluated one in full precision.
     """
     if fast and isinstance(model, Defended) and (quick := model.fast_copy) is not None:
         quick.refresh(model)
         with torch.autocast(quick.device_type, enabled=False):  # its precision is its own, not that of the training pass around it
             yield quick
         return
+    precision = model._search_precision if fast and isinstance(model, Defended) and model.training else None
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     for parameter, _ in flags:
         parameter.requires_grad_(False)
     try:
-        yield model
+        device_type = next(model.parameters(), torch.empty(0)).device.type
+        with nullcontext() if precision is None else torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
+            yield model
     finally:
         for module, training in modes:
             module.training = training

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from robustbench_lab.models import (
     frozen,
     replace_modules,
 )
+from robustbench_lab.training import fit
 
 
 class Rounding(Front):
@@ -313,6 +315,37 @@ def test_precision_of_the_copy_is_its_own() -> None:
         error[precision] = float((found - expected).detach().abs().max() / expected.detach().abs().max())
     assert error["fp32"] < 1e-5
     assert 1e-4 < error["bf16"] < 0.1
+
+
+@pytest.mark.parametrize("around", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("defense", ["pni", "learn2perturb", "adv_bnn", "rse"])
+def test_a_search_without_a_copy_has_the_precision_of_searches(defense: str, precision: str, around: str, run_objects: Callable) -> None:
+    """Within training; whatever the pass around it has, which goes on with its own. An evaluation searches in full precision."""
+    model = run_objects(f"defense={defense}", "backbone=small_resnet")[1]
+    model.attach_fast_copy(precision)
+    assert model.fast_copy is None
+    x = torch.rand(2, 1, 8, 8)
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for plain in (model, model.one_draw()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=around == "bf16"):
+            with frozen(plain.train()) as target:
+                assert target.network(x).dtype == expected[precision]
+            assert plain.network(x).dtype == expected[around]
+            with frozen(plain, fast=False) as target:
+                assert target.network(x).dtype == expected[around]
+        with frozen(plain.eval()) as target:
+            assert target.network(x).dtype == torch.float32
+
+
+def test_a_search_sees_the_precision_that_the_recipe_names(run_objects: Callable, digits: tuple) -> None:
+    """PNI, from the recipe to the attack: training in bf16, searches in float32."""
+    words = ["defense=pni", "defense.start_epoch=0", "defense.attack.steps=1", "backbone=small_cnn", "training.epochs=1"]
+    _, model, defense, recipe = run_objects(*words, "training.precision=bf16", "training.attack_precision=fp32")
+    seen: dict[bool, set[torch.dtype]] = {False: set(), True: set()}
+    model.network.register_forward_hook(lambda network, inputs, logits: seen[network.training].add(logits.dtype))
+    fit(defense, model, digits[0].subset(torch.arange(20)), replace(recipe, batch_size=20), seed=0)
+    assert seen == {False: {torch.float32}, True: {torch.bfloat16}}
 
 
 # Defended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class Defense:
     def copies(self) -> int:
         """How many times an epoch visits each image; `batch.copy` says which visit it is."""
         return 1
+
+    def check_epochs(self, epochs: int) -> None:
+        """Before each training: stop if it would end before the defense has begun. Raises LabError, naming both keys."""
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call."""
@@ -179,6 +183,10 @@ class MixedDefense(AdversarialDefense):
         require_weight(self.adversarial_weight, "adversarial_weight")
         require_epoch(self.start_epoch, "start_epoch")
 
+    def check_epochs(self, epochs: int) -> None:
+        if self.adversarial_weight:
+            require_begun(self.start_epoch, epochs, "start_epoch", "adversarial training")
+
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         return torch.stack(list(self.terms(model, batch))).sum()
 
@@ -198,11 +206,20 @@ class MixedDefense(AdversarialDefense):
 
 
 def require_weight(value: object, key: str) -> None:
-    require(is_number(value) and value >= 0, key, "a number >= 0", value)  # type: ignore[operator]
+    require(is_number(value) and 0 <= value < math.inf, key, "a finite number >= 0", value)  # type: ignore[operator]
+
+
+def require_positive(value: object, key: str) -> None:
+    require(is_number(value) and 0 < value < math.inf, key, "a finite number > 0", value)  # type: ignore[operator]
 
 
 def require_epoch(value: object, key: str) -> None:
     require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, "a whole number of epochs >= 0", value)
+
+
+def require_begun(start_epoch: int, epochs: int, key: str, what: str) -> None:
+    expected = f"less than training.epochs={epochs}, so that {what} begins (lower it, as the choices defense=*_quick do, or train longer)"
+    require(start_epoch < epochs, f"defense.{key}", expected, start_epoch)
 
 
 def require_bit_depth(value: object, key: str) -> None:

@@ -13,13 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_lab.defenses.base import Batch, Defense, Taught
+from robustbench_lab.defenses.base import Batch, Defense, Taught, require_positive
 from robustbench_lab.models import Defended, cross_entropy
-from robustbench_lab.threats import is_number, require
-
-
-def require_temperature(value: object) -> None:
-    require(is_number(value) and value > 0, "temperature", "a number > 0", value)  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +24,7 @@ class Tempered(Defense):
     temperature: float
 
     def __post_init__(self) -> None:
-        require_temperature(self.temperature)
+        require_positive(self.temperature, "temperature")
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         return cross_entropy(model(batch.x) / self.temperature, batch.y).mean()
@@ -42,7 +37,7 @@ class Distillation(Taught):
     temperature: float
 
     def __post_init__(self) -> None:
-        require_temperature(self.temperature)
+        require_positive(self.temperature, "temperature")
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         assert batch.source is not None, "a Taught defense is given the run that it names"

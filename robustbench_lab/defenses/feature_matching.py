@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustbench_lab.defenses.base import MixedDefense
+from robustbench_lab.defenses.base import MixedDefense, require_positive
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require
 
 NEGATIVES = ("sum", "mean", "hardest")
 
@@ -78,14 +78,17 @@ class FeatureMatching(MixedDefense):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("alpha_scale", "beta_scale", "embedding_std"):
-            require(is_number(getattr(self, key)) and getattr(self, key) > 0, key, "a number > 0", getattr(self, key))
+            require_positive(getattr(self, key), key)
         require(self.negatives in NEGATIVES, "negatives", f"one of {', '.join(NEGATIVES)}", self.negatives)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
         head = getattr(getattr(net, "backbone", None), "head", None)
         if not isinstance(head, nn.Linear):
-            raise LabError(f"backbone: defense feature matching replaces the linear head, but the head is {type(head).__name__}")
+            raise LabError(
+                f"backbone: defense feature matching replaces the linear head, but the head is {type(head).__name__}; choose a backbone "
+                "whose head is nn.Linear, such as backbone=resnet18 or backbone=small_resnet, or another defense"
+            )
         net.backbone.head = LabelEmbeddings(head.in_features, head.out_features, self.embedding_std)  # type: ignore[union-attr]
         return Defended(net, own_loss=self.fullple(head.in_features))
 

@@ -7,12 +7,13 @@ Reading: the originals plus N fixed noisy copies, not clipped, as the authors' c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Defense, NoisyCopies
+from robustbench_lab.defenses.base import Defense, NoisyCopies, require_positive
 from robustbench_lab.models import BoundedReLU, Defended, replace_modules
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import is_number, require
@@ -25,7 +26,8 @@ class BoundedActivations(Defense):
     bound: float | None
 
     def __post_init__(self) -> None:
-        require(self.bound is None or (is_number(self.bound) and self.bound > 0), "bound", "a number > 0, or null", self.bound)
+        finite = is_number(self.bound) and 0 < self.bound < math.inf  # type: ignore[operator]
+        require(self.bound is None or finite, "bound", "a finite number > 0, or null", self.bound)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -47,7 +49,7 @@ class GaussianAugmentation(BoundedActivations, NoisyCopies):
     def __post_init__(self) -> None:
         BoundedActivations.__post_init__(self)
         NoisyCopies.__post_init__(self)
-        require(is_number(self.sigma) and self.sigma > 0, "sigma", "a number > 0", self.sigma)
+        require_positive(self.sigma, "sigma")
 
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
         return self.sigma * rng.fold("gda").normal(*shape)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import require_count
-from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_epoch
+from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun, require_epoch
 from robustbench_lab.models import Classifier, Defended, replace_modules
 from robustbench_lab.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
 from robustbench_lab.threats import is_number, require
@@ -83,6 +83,10 @@ class Learn2Perturb(MixedDefense):
         require(isinstance(self.per_image, bool), "per_image", "true or false", self.per_image)
         require_count(self.image_size, "image_size")
         require_epoch(self.noise_start_epoch, "noise_start_epoch")
+
+    def check_epochs(self, epochs: int) -> None:
+        super().check_epochs(epochs)
+        require_begun(self.noise_start_epoch, epochs, "noise_start_epoch", "noise")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()

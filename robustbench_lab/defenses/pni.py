@@ -93,7 +93,7 @@ class ParametricNoiseInjection(MixedDefense):
     def __post_init__(self) -> None:
         super().__post_init__()
         places = self.places
-        valid = isinstance(places, Sequence) and not isinstance(places, str) and len(places) and set(places) <= set(PLACES)
+        valid = isinstance(places, Sequence) and not isinstance(places, str) and len(places) and all(place in PLACES for place in places)
         require(bool(valid), "places", f"a list of one or more of {', '.join(PLACES)}", places)
         require(is_number(self.alpha) and 0 <= self.alpha < math.inf, "alpha", "a finite number >= 0", self.alpha)
         require(self.share in SHARES, "share", f"one of {', '.join(SHARES)}", self.share)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.attacks.gradients import GradientAttack, kl_divergence
-from robustbench_lab.defenses.base import AdversarialDefense, Batch
+from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_positive
 from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Trades(AdversarialDefense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(is_number(self.beta) and self.beta > 0, "beta", "a number > 0", self.beta)
+        require_positive(self.beta, "beta")
         require(isinstance(self.attack, GradientAttack), "attack", "an attack that climbs a loss, such as pgd", type(self.attack).__name__)
         for key, wanted in (("labels", "ground_truth"), ("random_start", ("uniform", "gaussian"))):
             # At the clean image itself the divergence has no slope: a search that starts there stays there.

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustbench_lab.defenses.base import NoisyCopies
+from robustbench_lab.defenses.base import NoisyCopies, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import is_number, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class UniformAugmentation(NoisyCopies):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(is_number(self.reach) and 0 < self.reach < float("inf"), "reach", "a finite number > 0", self.reach)
+        require_positive(self.reach, "reach")
 
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
         return rng.fold("uniform").uniform(*shape, low=-self.reach, high=self.reach)

@@ -42,7 +42,8 @@ class VirtualAdversarialTraining(Defense):
         require_weight(self.weight, "weight")
         require(is_number(self.eps) and 0 < self.eps < float("inf"), "eps", "a finite l2 length > 0", self.eps)
         require_count(self.power_iterations, "power_iterations")
-        require(self.xi is None or (is_number(self.xi) and self.xi > 0), "xi", "a number > 0, or null for the exact product", self.xi)
+        finite = is_number(self.xi) and 0 < self.xi < float("inf")  # type: ignore[operator]
+        require(self.xi is None or finite, "xi", "a finite number > 0, or null for the exact product", self.xi)
         require(isinstance(self.clip, bool), "clip", "true or false", self.clip)
 
     def moved(self, model: Defended, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from robustbench_lab.attacks.gradients import Attack, is_random
+from robustbench_lab.attacks.minimal_fgsm import MinimalFGSM
 from robustbench_lab.checks import compared, signs, warnings_of
 from robustbench_lab.config import (
     Evaluation,
@@ -216,7 +217,8 @@ def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
     """The metrics that are asked for, by name. Raises LabError for one that needs another kind of attack."""
     measures: dict[str, Measure] = {name: build(entry, f"metric.{name}") for name, entry in evaluation.config.get("metric", {}).items()}
     for name, measure in measures.items():
-        if measure.minimal and not attack.minimal:
+        theirs = measure.as_published and isinstance(attack, MinimalFGSM)  # whose index error keeps it from the smallest
+        if measure.minimal and not (attack.minimal or theirs):
             raise LabError(
                 f"metric.{name} speaks of the smallest perturbation, which attack={evaluation.choices['attack']} does not look for; use "
                 "one that does, such as attack=deepfool budget=box, or leave the metric out"

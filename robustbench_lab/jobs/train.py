@@ -56,6 +56,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
                 _write_events(folder)
         return folder
     dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
+    defense.check_epochs(recipe.epochs)
     device = device_of(cfg.device)
     data = plain(cfg, "data")["data"]
     train_data = dataset.load("train", root=Path(data["root"]), download=data["download"], workers=data["workers"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustbench_lab.backbones.small_cnn import SmallCNN
 from robustbench_lab.checkpoints import load_state, read_tensors, write_tensors
 from robustbench_lab.errors import LabError
 
@@ -125,6 +126,11 @@ def test_evaluate_names_the_key_and_what_came(refused, trained, tiny, words, key
         (["defense=trades", "defense.beta=x"], "defense.beta", "'x'"),
         (["defense=trades", "~defense.beta"], "defense", "'beta'"),
         (["defense=label_smoothing", "defense.true_weight=2"], "defense.true_weight", "2"),
+        (["defense=fm"], "defense.start_epoch", "training.epochs=3"),
+        (["defense=adversarial_training_pni"], "defense.start_epoch", "training.epochs=3"),
+        (["defense=pni", "training.epochs=5"], "defense.start_epoch", "training.epochs=5"),
+        (["defense=learn2perturb", "defense.start_epoch=0"], "defense.noise_start_epoch", "training.epochs=3"),
+        (["defense=gda", "defense.sigma=inf"], "defense.sigma", "inf"),
         (["backbone.widths=[]"], "backbone.widths", "[]"),
         (["backbone.widths=[0]"], "backbone.widths[0]", "0"),
     ],
@@ -134,6 +140,18 @@ def test_train_names_the_key_and_what_came(refused, tiny, words, key, came):
     assert message.startswith("error: ")
     assert f"{key}: " in message or f"{key} " in message or f"{key}=" in message
     assert came in message
+
+
+def test_fm_on_a_backbone_without_a_linear_head_says_what_to_choose(refused, tiny, monkeypatch):
+    def with_two_layers(self: SmallCNN, *knobs: int, **named: int) -> None:
+        original(self, *knobs, **named)
+        self.head = torch.nn.Sequential(self.head, torch.nn.ReLU())
+
+    original = SmallCNN.__init__
+    monkeypatch.setattr(SmallCNN, "__init__", with_two_layers)
+    message = refused("train", *tiny, "defense=fm_quick")
+    assert message.startswith("error: backbone: defense feature matching replaces the linear head, but the head is Sequential; choose ")
+    assert "backbone=small_resnet" in message
 
 
 def test_an_absent_dataset_says_where_it_looked_and_how_to_get_it(refused, tmp_path):

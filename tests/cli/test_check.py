@@ -168,7 +168,9 @@ def test_metrics_stand_in_the_record_and_per_image(lab, trained, tiny):
 
 
 def test_a_metric_of_the_smallest_perturbation_needs_an_attack_that_looks_for_it(lab, trained, tiny):
-    ended = lab("evaluate", *tiny, "attack=fgsm", "metric=[empirical_robustness]")
-    assert ended.status == 2
-    assert "error: metric.empirical_robustness speaks of the smallest perturbation, which attack=fgsm does not look for" in ended.err
+    for name in ("empirical_robustness", "empirical_robustness_as_published", "training_set_distance_as_published"):
+        ended = lab("evaluate", *tiny, "attack=fgsm", f"metric=[{name}]")
+        assert ended.status == 2
+        assert f"error: metric.{name} speaks of the smallest perturbation, which attack=fgsm does not look for" in ended.err
+        assert "attack=deepfool budget=box" in ended.err
     assert not (trained / "evaluate").exists()

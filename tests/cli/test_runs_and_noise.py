@@ -28,7 +28,7 @@ def test_the_runs_of_a_repeated_attack_stand_in_the_record(lab, trained, outputs
 
 
 def test_a_noisy_defense_without_its_noise_is_another_evaluation(lab, outputs, tiny):
-    words = [*tiny, "defense=pni", "defense.start_epoch=9"]
+    words = [*tiny, "defense=pni", "defense.adversarial_weight=0"]
     attacked = ["evaluate", *words, "attack=fgsm", "eot_samples=2", "verdict_draws=2"]
     assert lab("train", *words).status == 0
     for more in ([], ["without_noise=true"], ["without_noise=false"]):

@@ -92,9 +92,9 @@ def test_the_teacher_s_loss_by_hand(built: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["tempered", "distillation"])
-@pytest.mark.parametrize("value", ["0", "-1", "hot"])
+@pytest.mark.parametrize("value", ["0", "-1", "hot", "inf", "nan", "true"])
 def test_a_wrong_temperature_is_named(name: str, value: str, built: Callable[..., Any]) -> None:
-    with pytest.raises(LabError, match=r"^defense(\.source)?\.temperature: expected a number > 0"):
+    with pytest.raises(LabError, match=r"^defense(\.source)?\.temperature: expected a finite number > 0"):
         built("defense", name, f"defense.temperature={value}")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack
-from robustbench_lab.config import CONF
+from robustbench_lab.config import CONF, build, compose, evaluation_of, plain
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Outcome, evaluate
+from robustbench_lab.jobs.evaluate import measures_of
 from robustbench_lab.metrics.measures import EmpiricalRobustness, LossSensitivity, Measure, Seen, TrainingSetDistance
 from robustbench_lab.models import Defended
 from robustbench_lab.randomness import ImageRandom
@@ -98,13 +101,41 @@ def test_an_interrupted_evaluation_measures_the_same(data: ImageSet) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_builds_the_variant_that_it_is_named_after(name: str, built: Callable[..., Any]) -> None:
-    from robustbench_lab.config import build, compose, plain
-
     (key, entry), *others = plain(compose("evaluate", [f"metric=[{name}]"])[0], "metric")["metric"].items()
     assert (key, others) == (name, [])
     measure = build(entry, f"metric.{name}")
     assert isinstance(measure, Measure)
     assert measure.as_published == name.endswith("_as_published")
+
+
+MINIMAL = {"minimal_fgsm", "deepfool", "carlini_wagner"}
+ATTACKS = MINIMAL | {"minimal_fgsm_as_published", "fgsm", "random_sampling"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "attacks"),
+    [
+        ("empirical_robustness", MINIMAL),
+        ("perturbation_norm", MINIMAL),
+        ("empirical_robustness_as_published", MINIMAL | {"minimal_fgsm_as_published"}),
+        ("training_set_distance_as_published", MINIMAL | {"minimal_fgsm_as_published"}),
+        ("training_set_distance", ATTACKS),
+        ("loss_sensitivity_as_published", ATTACKS),
+    ],
+)
+def test_metrics_of_the_smallest_perturbation_take_attacks_that_look_for_it(
+    metric: str, attacks: set[str], built: Callable[..., Any]
+) -> None:
+    """As published, also the authors' own, which does not find it."""
+    words = [f"metric=[{metric}]"]
+    evaluation = evaluation_of(*compose("evaluate", words), words)
+
+    def taken(attack: str) -> bool:
+        with suppress(LabError):
+            return list(measures_of(evaluation, built("attack", attack))) == [metric]
+        return False
+
+    assert {attack for attack in ATTACKS if taken(attack)} == attacks
 
 
 def test_nothing_broken_is_no_error(data: ImageSet) -> None:
