@@ -3,6 +3,7 @@
 
     python scripts/benchmark.py train [--backbone resnet20] [--batch 128] [--steps 10] [--repeats 12] [--device cpu] [--compile]
     python scripts/benchmark.py attacks [--only pgd20 square ...] [--scale 1] [--repeats 2] [--device cpu]
+    python scripts/benchmark.py distances [--scale 1] [--repeats 1] [--device cpu]
 
 train: one step of PGD adversarial training (linf 8/255, `--steps` steps of 2/255), on images of CIFAR-10's size and random labels: speed
 does not depend on what they show. Rows:
@@ -16,6 +17,9 @@ those of the search among them, and how many times the undefended step (one forw
 Beside it, the forward pass alone, of one draw: on a CPU, normal numbers are drawn one after the other, and noise on every map shows.
 
 attacks: scripts/benchmark_attacks.py says what is timed against what.
+
+distances: the exact distance of 10,000 images of MNIST's size, pixels drawn at random, to the nearest of 60,000 (--scale multiplies both),
+as metric=[training_set_distance] finds it, beside scikit-learn's brute-force search.
 """
 
 from __future__ import annotations
@@ -29,11 +33,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from robustbench_lab.config import build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
+from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set
 from robustbench_lab.models import Classifier, Defended, Normalise, full_precision, searched_kernels
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.records import provenance
@@ -205,10 +211,9 @@ def train(args: argparse.Namespace) -> None:
             seconds = timed(rows, args.repeats, args.device)
         if args.device == "cuda":
             seconds |= timed({"plain loop (TF32)": plain_loop(args, x, y)}, args.repeats, args.device)  # cuDNN's default
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
     compiled = ", ours compiled" if args.compile else ""
     print(f"# One step of PGD-{args.steps} adversarial training: {args.backbone}, batch {args.batch}{compiled}\n")
-    print(f"{device}, torch {torch.__version__}, commit {provenance(device)['commit']}; best of {args.repeats} turns.\n")
+    print(f"{described(args.device)}; best of {args.repeats} turns.\n")
     base = seconds["plain loop (fp32)"]
     print("| one training step          | seconds | images/s | s per 50,000 images | times faster than the plain loop |")
     print("|----------------------------|---------|----------|---------------------|----------------------------------|")
@@ -216,6 +221,35 @@ def train(args: argparse.Namespace) -> None:
         print(f"| {name:<26} | {value:7.3f} | {args.batch / value:8.1f} | {50_000 / args.batch * value:19.1f} | {base / value:32.2f} |")
     with searched_kernels(), full_precision():
         train_defenses(args, x, y)
+
+
+def distances(args: argparse.Namespace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, m = (max(2, round(count * args.scale)) for count in (10_000, 60_000))
+    x, train_images = (torch.rand(count, 1, 28, 28, generator=generator) for count in (n, m))
+    found: dict[str, Tensor] = {}
+
+    def ours() -> None:
+        found["ours"] = distance_to_training_set(x.to(args.device), train_images.to(args.device)).cpu()
+
+    def theirs() -> None:
+        search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train_images.flatten(1).numpy())
+        found["scikit-learn"] = torch.from_numpy(search.kneighbors(x.flatten(1).numpy())[0][:, 0])
+
+    print(f"# Distance to the training set: {n:,} images against {m:,}, 28x28 pixels\n")
+    print(f"{described(args.device)}; best of {args.repeats} turns.\n")
+    print("| who          | seconds | times faster than scikit-learn | largest difference in distance |")
+    print("|--------------|---------|--------------------------------|--------------------------------|")
+    seconds = timed({"ours": ours, "scikit-learn": theirs}, args.repeats, args.device)
+    apart = float((found["ours"] - found["scikit-learn"]).abs().max())
+    for name, value in seconds.items():
+        print(f"| {name:<12} | {value:7.2f} | {seconds['scikit-learn'] / value:30.2f} | {apart:30.1e} |")
+
+
+def described(device: str) -> str:
+    """The device, torch's version and the commit."""
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    return f"{where}, torch {torch.__version__}, commit {provenance(where)['commit']}"
 
 
 def processor() -> str:
@@ -244,19 +278,21 @@ def timed(rows: dict[str, Callable[[], None]], repeats: int, device: str) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "attacks"])
+    parser.add_argument("what", choices=["train", "attacks", "distances"])
     parser.add_argument("--backbone", default="resnet20")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, help="turns, of which the fastest counts: 12 for train, 2 for attacks")
+    parser.add_argument("--repeats", type=int, help="turns, of which the fastest counts: 12 for train, 2 for attacks, 1 for distances")
     parser.add_argument("--only", nargs="*", default=[], help="attacks: the works to time; all without it")
-    parser.add_argument("--scale", type=float, default=1.0, help="attacks: what the numbers of images are multiplied by")
+    parser.add_argument("--scale", type=float, default=1.0, help="attacks, distances: what the numbers of images are multiplied by")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="torch.compile ours (not the plain loop)")
     args = parser.parse_args()
-    args.repeats = args.repeats or {"train": 12, "attacks": 2}[args.what]
+    args.repeats = args.repeats or {"train": 12, "attacks": 2, "distances": 1}[args.what]
     if args.what == "train":
         train(args)
+    elif args.what == "distances":
+        distances(args)
     else:
         from benchmark_attacks import attacks  # beside this file; it needs the parity extra
 

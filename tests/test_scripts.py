@@ -38,6 +38,16 @@ def test_the_benchmark_prints_every_row_with_its_ratio():
     assert all(float(entry) > 0 for row in rows for entry in row[3:])
 
 
+def test_the_benchmark_of_distances_agrees_with_scikit_learn():
+    ended = script("benchmark.py", "distances", "--scale", "0.01", "--device", "cpu")
+    assert ended.returncode == 0, ended.stderr
+    assert "100 images against 600" in ended.stdout
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["ours", "scikit-learn"]
+    assert rows[3][2] == "1.00"
+    assert float(rows[2][3]) < 1e-5
+
+
 def test_the_attack_benchmark_prints_every_peer(
     digits: tuple[ImageSet, ImageSet], digits_model: Defended, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
