@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from robustbench_lab.grid import Table
@@ -16,6 +17,8 @@ SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.g
 COMPARISON = re.compile(r"(?P<left>.+?) (?P<sign><=|>=|<|>) (?P<right>.+)")
 SIDE = re.compile(r"(?P<cell>.+? / .+?)(?: (?P<change>[-+*]) (?P<by>\d+(?:\.\d+)?|.+ / .+))?")
 CHANGES = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+WITHIN_CHANCE = " (within chance)"
+ABOUT_CHANCE = "Within chance: the two figures are nearer to each other than their 95 % intervals, taken as independent, let one tell."
 Side = float | tuple[str, str, float | str]  # a number, or a cell's name and what is done to its figure, by how much or by which cell's
 
 
@@ -37,7 +40,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class CheckedClaim:
-    """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so."""
+    """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so.
+
+    within_chance: whether other test images could have turned the verdict: it rests on a comparison of figures that are nearer to each
+    other than their 95 % intervals let one tell, taken as independent.
+    """
 
     text: str
     source: str
@@ -45,6 +52,7 @@ class CheckedClaim:
     detail: str
     evidence: str | None = None  # the paper's own
     sign: str | None = None
+    within_chance: bool = False
 
     @property
     def sign_is(self) -> str:
@@ -87,29 +95,47 @@ def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
 
 
 def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
-    verdicts, details = [], []
+    verdicts, near, details = [], [], []
     for comparison in claim.holds_if:
         sides = sides_of(comparison)
         assert sides is not None, "read_table checks it"
-        (left, left_text), (right, right_text) = (_side(side, cells) for side in (sides[0], sides[2]))
-        verdicts.append(None if left is None or right is None else SIGNS[sides[1]](left, right))
-        details.append(f"{left_text} {sides[1]} {right_text}: {({True: 'yes', False: 'no', None: 'not measured'})[verdicts[-1]]}")
+        left, right = (_side(side, cells) for side in (sides[0], sides[2]))
+        measured = left.value is not None and right.value is not None
+        apart = (left.value or 0) - (right.value or 0)
+        verdicts.append(SIGNS[sides[1]](apart, 0) if measured else None)
+        near.append(measured and abs(apart) <= math.hypot(left.chance, right.chance))
+        said = {True: "yes", False: "no", None: "not measured"}[verdicts[-1]] + (WITHIN_CHANCE if near[-1] else "")
+        details.append(f"{left.text} {sides[1]} {right.text}: {said}")
     verdict = "does not hold" if False in verdicts else "not measured" if None in verdicts else "holds"
+    decisive = [near_one for near_one, yes in zip(near, verdicts, strict=True) if yes is (verdict == "holds")]
+    within_chance = verdict != "not measured" and (any(decisive) if verdict == "holds" else all(decisive))
     evidence = None if claim.evidence is None else " ".join(claim.evidence.split())
-    return CheckedClaim(" ".join(claim.text.split()), " ".join(claim.source.split()), verdict, "; ".join(details), evidence, claim.sign)
+    text, source = " ".join(claim.text.split()), " ".join(claim.source.split())
+    return CheckedClaim(text, source, verdict, "; ".join(details), evidence, claim.sign, within_chance)
 
 
-def _side(side: Side, cells: Mapping[str, Cell]) -> tuple[float | None, str]:
+class _Measured(NamedTuple):
+    """A side's figure, half the width of its 95 % interval (0 where it has none), and how it is told."""
+
+    value: float | None
+    chance: float
+    text: str
+
+
+def _side(side: Side, cells: Mapping[str, Cell]) -> _Measured:
     if isinstance(side, float):
-        return side, f"{side:g}"
+        return _Measured(side, 0, f"{side:g}")
     name, change, by = side
-    value, told = _figure(cells[name])
+    own = _figure(cells[name])
     if isinstance(by, str):
-        other, other_told = _figure(cells[by])
-        return None if value is None or other is None else CHANGES[change](value, other), f"{told} {change} {other_told}"
+        other = _figure(cells[by])
+        value = None if own.value is None or other.value is None else CHANGES[change](own.value, other.value)
+        return _Measured(value, math.hypot(own.chance, other.chance), f"{own.text} {change} {other.text}")
     more = "" if (change, by) == ("+", 0) else f" {change} {by:g}"
-    return None if value is None else CHANGES[change](value, by), f"{told}{more}"
+    value = None if own.value is None else CHANGES[change](own.value, by)
+    return _Measured(value, own.chance * by if change == "*" else own.chance, f"{own.text}{more}")
 
 
-def _figure(cell: Cell) -> tuple[float | None, str]:
-    return cell.value, cell.name if cell.value is None else f"{cell.name} ({cell.value:{cell.form}})"
+def _figure(cell: Cell) -> _Measured:
+    low, high = cell.interval or (0, 0)
+    return _Measured(cell.value, (high - low) / 2, cell.name if cell.value is None else f"{cell.name} ({cell.value:{cell.form}})")

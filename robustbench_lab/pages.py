@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from robustbench_lab.claims import ABOUT_CHANCE, WITHIN_CHANCE
 from robustbench_lab.errors import LabError
 from robustbench_lab.overrides import merged_overrides, train_overrides
 from robustbench_lab.records import RUN_FILE, read_json
@@ -140,11 +141,14 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         lines += [f"Published figures: exact, {table.published['source']}; {judged}.", ""]
     elif kind == "claim":
         lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
-    if told := [f'- **{c.verdict}**: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims if c.sign is None]:
+    if told := [f'- **{c.verdict}**{_chance(c)}: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims if c.sign is None]:
         lines += ["## The paper's claims, on our figures", "", *told, ""]
-    if signs := [[c.sign, f'"{c.text}" ({c.source})', c.evidence or "-", c.detail, c.sign_is] for c in claims if c.sign is not None]:
+    denied = [(c.sign, c) for c in claims if c.sign is not None]
+    if signs := [[sign, f'"{c.text}" ({c.source})', c.evidence or "-", c.detail, f"{c.sign_is}{_chance(c)}"] for sign, c in denied]:
         head = ["sign", "the paper says", "the paper's evidence", "ours", "the sign is"]
         lines += ["## The signs of obfuscated gradients, on our figures", "", _markdown_table(head, signs), ""]
+    if any(WITHIN_CHANCE in claim.detail for claim in claims):
+        lines += [ABOUT_CHANCE, ""]
     for name, entries in (("Where we differ from the paper", table.deviations), ("Findings", table.findings)):
         if entries and not table.reshaped:  # they speak of the real settings and figures
             lines += [f"## {name}", "", *(f"- {' '.join(with_figures(entry, cells).split())}" for entry in entries), ""]
@@ -161,6 +165,10 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         "",
     ]
     return "\n".join(lines)
+
+
+def _chance(claim: CheckedClaim) -> str:
+    return WITHIN_CHANCE if claim.within_chance else ""
 
 
 def _evidence(claim: CheckedClaim) -> str:

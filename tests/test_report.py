@@ -178,7 +178,7 @@ def test_the_grid_shows_ours_interval_published_difference_and_verdict(cells, ou
     assert (3, "A table of 2 x 2 & more") in page.headings
     assert "FGSM leaves 80.00." in page.words
     assert "We differ here." in page.words
-    assert "holds LS is weaker (section 4)" in page.words
+    assert "holds (within chance) LS is weaker (section 4)" in page.words
     assert "LS_0.9 / FGSM (50.00) < plain / FGSM (80.00): yes" in page.words
     assert "Not measured yet" not in page.words
 
