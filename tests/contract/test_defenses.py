@@ -16,7 +16,7 @@ from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import NORMS, VIEWS, Budget, ThreatModel
-from robustbench_lab.training import Recipe
+from robustbench_lab.training import Recipe, backward
 
 FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
 BACKBONES = ("small_resnet", "small_cnn")
@@ -101,10 +101,9 @@ def test_steps_train_every_parameter_and_lower_the_loss(
         losses.append([])
         for player, optimizer in zip(players, optimizers, strict=True):
             optimizer.zero_grad()
-            loss = player.loss(model, batch)
+            loss = backward(player, model, batch, "fp32")
             assert loss.dim() == 0
             losses[-1].append(loss.item())
-            loss.backward()
             optimizer.step()
         defense.after_step(model)
     turns = list(zip(zip(*losses, strict=True), optimizers, strict=True))
@@ -144,7 +143,8 @@ def test_only_the_defense_s_own_passes_move_batch_norm(
         tracked = int(norm.num_batches_tracked)
         with passes_outside_attacks(model, monkeypatch) as passes:
             for player in defense.players(model):
-                player.loss(model, batch_at(epoch))
+                loss = player.loss(model, batch_at(epoch))
+                assert all(term.dim() == 0 for term in ([loss] if isinstance(loss, Tensor) else loss))
         assert int(norm.num_batches_tracked) - tracked == sum(passes) >= 1
         assert [module.training for module in model.modules()] == modes
         assert [parameter.requires_grad for parameter in model.parameters()] == flags
