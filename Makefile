@@ -54,7 +54,7 @@ test-browser: $(VENV)/.installed-browser  ## the report in headless Chromium; ne
 benchmark: $(VENV)/.installed-run  ## time one adversarial-training step against the plain loop and the bare floor
 	$(VENV)/bin/python scripts/benchmark.py train
 
-benchmark-attacks: $(VENV)/.installed-dev  ## time attacks beside Foolbox, ART and AutoAttack; trains three models first (an hour on 2 cores)
+benchmark-attacks: $(VENV)/.installed-dev  ## time attacks beside Foolbox, ART and AutoAttack; trains three models first (an hour and a half on 2 cores)
 	$(VENV)/bin/python scripts/benchmark.py attacks
 
 measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training, FM, PNI and L2P, ResNet-18, full CIFAR-10, short recipe, and the benchmark; needs a CUDA GPU

@@ -140,7 +140,7 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         judged = f"within the band: {bands(table)}" if table.profile == "paper" else "nothing is compared"
         lines += [f"Published figures: exact, {table.published['source']}; {judged}.", ""]
     elif kind == "claim":
-        lines += [f"The paper gives no figures here, only claims: {table.published['source']}.", ""]
+        lines += [f"No published figures stand beside ours; what the paper says in words: {table.published['source']}.", ""]
     if told := [f'- **{c.verdict}**{_chance(c)}: "{c.text}" ({c.source}). {_evidence(c)}{c.detail}' for c in claims if c.sign is None]:
         lines += ["## The paper's claims, on our figures", "", *told, ""]
     denied = [(c.sign, c) for c in claims if c.sign is not None]

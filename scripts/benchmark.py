@@ -11,7 +11,7 @@ does not depend on what they show. Rows:
     ours, ...      defense=adversarial_training through the same calls as the runner makes, in the precisions that its recipes offer
     floor, ...     what no implementation of the search can go below with that network: `steps` bare input-gradient passes and one
                    parameter-gradient pass; no projection, no random numbers, no refreshed weights
-Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all or none.
+Variants take turns, and the fastest of the repeats counts, so that another program on the machine disturbs all alike.
 A second table has a step of each defense as it is when every part of it has begun, through the same calls, in fp32: its forward passes,
 those of the search among them, and how many times the undefended step (one forward pass and its backward pass) it takes for each of them.
 Beside it, the forward pass alone, of one draw: on a CPU, normal numbers are drawn one after the other, and noise on every map shows.

@@ -4,7 +4,7 @@ Source: the authors' code (ART, 2017, src/attackers/virtual_adversarial.py), whi
 kl_with_logits, l2_batch_normalize) a Keras model whose output is the softmax, and all images in one call.
 What becomes of it: vatm takes the softmax once more, so that an image of which the network is sure has next to no curvature; the mean
 over all images makes its gradient smaller still; and vatm's guard against division by zero, 1e-12, is then larger than that gradient, so
-that the perturbation is not scaled to eps but stays near zero. On MNIST, five of six images hardly change.
+that the perturbation is not scaled to eps but stays near zero.
 Where we differ: `averaged_over` says how many images the mean is over, whatever the batch; rounding is PyTorch's, and with xi = 1e-6 it
 bends the directions. Limits: this is here to see what the paper measured. To attack, use attack=vat.
 """
