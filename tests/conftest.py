@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from robustbench_lab import grid
+from robustbench_lab import expansion, grid
 from robustbench_lab.config import Run, build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.jobs.train import objects
@@ -34,6 +34,15 @@ def _own_random_state() -> Iterator[None]:
     """Each test starts from the same global random state, and leaves it as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """Tables are put together from the same few configs in hundreds of tests, and what Hydra composed is only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        composed = functools.cache(compose)
+        patch.setattr(expansion, "compose", lambda verb, words=(): composed(verb, tuple(words)))
         yield
 
 
