@@ -93,6 +93,11 @@ def lines() -> Iterator[str]:
         outcome = np.load(path)
         size, right = outcome["metric.loss_sensitivity"], outcome["clean"] > 0
         yield f"- {who}: {size[right].mean():.4f}, {100 * size[~right].sum() / size.sum():.0f} %, {100 * (size == 0).mean():.1f} %"
+    yield "\n## vat_as_published: how far the VAT attacks at l2 2.1 move the right images: mean and median, the share moved by less than 0.5\n"
+    for who, path in found("vat_as_published", OUTCOME_FILE, "vat*"):
+        moved = np.load(path)["distance"]
+        moved, attack = moved[np.isfinite(moved)], read_json(path.parent / RECORD_FILE)["choices"]["attack"]
+        yield f"- {who}, {attack}: {moved.mean():.2f}, {np.median(moved):.4f}, {100 * (moved < 0.5).mean():.0f} %"
     for table in ("table2", "table3", "white_box"):
         yield f"\n## {table}: the panel, images in a hundred that are left\n"
         for who, path in found(table, RECORD_FILE):
