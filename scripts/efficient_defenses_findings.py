@@ -93,7 +93,7 @@ def lines() -> Iterator[str]:
         outcome = np.load(path)
         size, right = outcome["metric.loss_sensitivity"], outcome["clean"] > 0
         yield f"- {who}: {size[right].mean():.4f}, {100 * size[~right].sum() / size.sum():.0f} %, {100 * (size == 0).mean():.1f} %"
-    yield "\n## vat_as_published: how far the VAT attacks at l2 2.1 move the right images: mean and median, the share moved by less than 0.5\n"
+    yield "\n## vat_as_published: how far VAT at l2 2.1 moves the right images: mean, median, share moved by less than 0.5\n"
     for who, path in found("vat_as_published", OUTCOME_FILE, "vat*"):
         moved = np.load(path)["distance"]
         moved, attack = moved[np.isfinite(moved)], read_json(path.parent / RECORD_FILE)["choices"]["attack"]
