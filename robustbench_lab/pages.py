@@ -1,4 +1,4 @@
-"""How a table looks: Markdown pages and LaTeX, from its grid and its cells; nothing here is looked up but how its runs were trained."""
+"""How a table looks as a Markdown page, from its grid and its cells; nothing here is looked up but how its runs were trained."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROFILES = {
 def grid(table: Table, cells: Sequence[Cell]) -> str:
     """Ours, and behind it the paper's, as a Markdown table; letters point at footnotes."""
     letters = footnote_letters(cells)
-    body = [[row.label, *(_short(cell) + _marks(cell, letters) for cell in cells if cell.row == row.label)] for row in table.rows]
+    body = [[row.label, *(short(cell) + _marks(cell, letters) for cell in cells if cell.row == row.label)] for row in table.rows]
     return _markdown_table([table.corner, *(column.label for column in table.columns)], body)
 
 
@@ -79,10 +79,16 @@ def origins(table: Table, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _short(cell: Cell) -> str:
-    ours = _number(cell.value, cell.form, cell.std)
+def number(value: float | None, form: str, std: float | None = None) -> str:
+    """A figure, with its standard deviation where it is a mean over runs; a dash for none."""
+    return "-" if value is None else format(value, form) + ("" if std is None else f" ± {std:{form}}")
+
+
+def short(cell: Cell) -> str:
+    """Ours, and in brackets the published figure."""
+    ours = number(cell.value, cell.form, cell.std)
     whose = "paper" if cell.quoted_from is None else "quoted"
-    return ours if cell.published is None else f"{ours} ({whose} {_number(cell.published, cell.form, cell.published_std)})"
+    return ours if cell.published is None else f"{ours} ({whose} {number(cell.published, cell.form, cell.published_std)})"
 
 
 def bands(table: Table) -> str:
@@ -127,10 +133,10 @@ def markdown(table: Table, cells: Sequence[Cell], claims: Sequence[CheckedClaim]
         entry = cell.fields()
         rows.append(
             [
-                cell.row, cell.column, title_of(cell.metric), _number(cell.value, cell.form, cell.std),
-                " to ".join(_number(end, cell.form) for end in cell.interval or ()) or "-", _number(cell.n, "d"),
-                _number(cell.published, cell.form, cell.published_std) + ("" if cell.quoted_from is None else " (quoted)"),
-                _number(cell.difference, f"+{cell.form}"), cell.verdict if cell.published is not None else "-", entry["warnings"] or "-",
+                cell.row, cell.column, title_of(cell.metric), number(cell.value, cell.form, cell.std),
+                " to ".join(number(end, cell.form) for end in cell.interval or ()) or "-", number(cell.n, "d"),
+                number(cell.published, cell.form, cell.published_std) + ("" if cell.quoted_from is None else " (quoted)"),
+                number(cell.difference, f"+{cell.form}"), cell.verdict if cell.published is not None else "-", entry["warnings"] or "-",
             ]
         )  # fmt: skip
     head = ["row", "column", "metric", "ours", "95 % interval", "n", "published", "difference", "verdict", "warnings"]
@@ -179,8 +185,8 @@ def with_figures(text: str, cells: Sequence[Cell]) -> str:
     """Prose with its figures put in: {ours: row / column} and {paper: row / column}, so that none is typed by hand."""
     figures = {}
     for cell in cells:
-        figures[f"ours: {cell.row} / {cell.column}"] = _number(cell.value, cell.form, cell.std)
-        figures[f"paper: {cell.row} / {cell.column}"] = _number(cell.published, cell.form, cell.published_std)
+        figures[f"ours: {cell.row} / {cell.column}"] = number(cell.value, cell.form, cell.std)
+        figures[f"paper: {cell.row} / {cell.column}"] = number(cell.published, cell.form, cell.published_std)
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in figures:
@@ -233,63 +239,9 @@ def _training(folder: Path) -> list[str]:
         speed = [f"{epochs['seconds'].median():.1f}", f"{epochs['images_per_second'].median():.0f}"] if len(epochs) else ["-", "-"]
     except (OSError, ValueError, KeyError):
         speed = ["-", "-"]
-    seconds = _number(record.get("seconds"), ".0f")
+    seconds = number(record.get("seconds"), ".0f")
     where = [str(record.get("device", "-")), str(record.get("commit", "-"))[:12]]
     return [folder.name, str(record.get("epochs", "-")), *speed, seconds, *where]
-
-
-def latex(table: Table, cells: Sequence[Cell]) -> str:
-    """A booktabs tabular: ours with its interval, the published figure in brackets, letters for footnotes below it."""
-    letters = footnote_letters(cells)
-    head = " & ".join(_tex(label) for label in [table.corner, *(column.label for column in table.columns)])
-    body = [
-        " & ".join([_tex(row.label), *(_latex_cell(cell, letters) for cell in cells if cell.row == row.label)]) + r" \\"
-        for row in table.rows
-    ]
-    sizes = sorted({cell.record["n"] for cell in cells if cell.record})
-    some = ", of which those that count where figures are not in percent" if table.averages else ""
-    about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images{some}."
-    notes = [rf"\textsuperscript{{{letter}}} {_tex(code)}" for code, letter in letters.items()]
-    notes += [f"{_tex(cell.name)}: {cell.verdict}" for cell in cells if cell.record and cell.value is None]
-    notes += [rf"{_tex(cell.name)}: not measured{_tex(f' ({cell.problem})' if cell.problem else '')}" for cell in cells if cell.missing]
-    notes += [_tex(line) for line in origins(table, cells)]
-    profile = "" if table.profile == "paper" else f"{table.profile.upper()}: NOT A REPRODUCTION. "
-    width = len(table.columns) + 1
-    return "\n".join(
-        [
-            f"% {table.title} ({PROFILES[table.profile]}); needs booktabs",
-            rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule",
-            rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {profile}{about}}} \\",
-            *(rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {note}}} \\" for note in notes),
-            r"\end{tabular}", "",
-        ]
-    )  # fmt: skip
-
-
-def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:
-    text = _tex(_short(cell))
-    if cell.difference is not None:
-        text = text.removesuffix(")") + f", ${cell.difference:+{cell.form}}$" + ("" if cell.band is None else f", {cell.verdict}") + ")"
-    if cell.interval is not None:
-        text += rf" {{\scriptsize[{', '.join(_number(end, cell.form) for end in cell.interval)}]}}"
-    marks = ",".join(sorted({letters[flag["code"]] for flag in cell.flags}))
-    return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
-
-
-TEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    | {sign: f"\\{sign}" for sign in "&%_#${}"}
-)
-
-
-def _tex(text: str) -> str:
-    return text.translate(TEX)
-
-
-def _number(value: float | None, form: str, std: float | None = None) -> str:
-    """A figure, with its standard deviation where it is a mean over runs; a dash for none."""
-    return "-" if value is None else format(value, form) + ("" if std is None else f" ± {std:{form}}")
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

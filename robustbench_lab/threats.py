@@ -26,6 +26,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def require_positive(value: object, key: str, more: str = "") -> None:
+    require(is_number(value) and 0 < value < math.inf, key, f"a finite number > 0{more}", value)  # type: ignore[operator]
+
+
+def require_not_negative(value: object, key: str, more: str = "") -> None:
+    require(is_number(value) and 0 <= value < math.inf, key, f"a finite number >= 0{more}", value)  # type: ignore[operator]
+
+
 def per_image(values: Tensor, images: Tensor) -> Tensor:
     """[B] shaped to multiply [B, ...]."""
     return values.view(-1, *[1] * (images.dim() - 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from robustbench_lab.batches import epoch_batches, split_validation
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, full_precision, searched_kernels
 from robustbench_lab.progress import progress
-from robustbench_lab.randomness import ImageRandom, stable_hash
-from robustbench_lab.threats import is_number, require
-from robustbench_lab.transforms.augmentation import random_crop, random_flip
+from robustbench_lab.randomness import stable_hash
+from robustbench_lab.threats import is_number, require, require_not_negative
 
 LOOKED_AT = 1000  # training images that a defense's own figures of an epoch are about, at most
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
@@ -35,6 +35,9 @@ class MultiStep:
 
     milestones: Sequence[float]
     factor: float
+
+    def __post_init__(self) -> None:
+        require_not_negative(self.factor, "factor")
 
     def __call__(self, epoch: float, epochs: int) -> float:
         return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
@@ -53,6 +56,8 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", "a share of training in (0, 1)", self.warmup)
+        require_not_negative(self.start, "start")
+        require_not_negative(self.end, "end")
 
     def __call__(self, epoch: float, epochs: int) -> float:
         done = epoch / epochs
@@ -230,36 +235,6 @@ def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row
 def spread(positions: Tensor) -> Tensor:
     """At most `LOOKED_AT` of the positions, evenly spread over them, because some datasets are sorted by class."""
     return positions[:: max(1, math.ceil(len(positions) / LOOKED_AT))]
-
-
-def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
-    """Positions to train on and, the last `share` of them, to validate on (Keras' validation_split)."""
-    held_out = round(n * share)
-    require(n - held_out >= 2, "training.validation", "a share that leaves two images to train on", share)
-    return torch.arange(n - held_out), torch.arange(n - held_out, n)
-
-
-def epoch_batches(
-    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, source: Defended | None = None
-) -> Iterator[Batch]:
-    """The batches of one epoch, in an order and with augmentation that (seed, epoch) determine; a last batch of one image is dropped."""
-    generator = torch.Generator().manual_seed(stable_hash(seed, "order", epoch))
-    order = torch.randperm(len(train) * copies, generator=generator)
-    if len(order) % recipe.batch_size == 1 and len(order) > 1:
-        order = order[:-1]
-    visit = (order // len(train)).to(data.device)
-    batches = data.batches(train[order % len(train)], recipe.batch_size)
-    for (x, y, ids), copy in zip(batches, visit.split(recipe.batch_size), strict=True):
-        rng = ImageRandom.of(ids, seed, "train", epoch).at(copy)
-        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy), source)
-
-
-def augment(x: Tensor, recipe: Recipe, rng: ImageRandom) -> Tensor:
-    if recipe.crop_padding:
-        x = random_crop(x, recipe.crop_padding, rng.fold("crop").integers(2 * recipe.crop_padding + 1, 2))
-    if recipe.flip:
-        x = random_flip(x, rng.fold("flip").integers(2, 1)[:, 0] == 1)
-    return x
 
 
 @torch.no_grad()

@@ -417,7 +417,7 @@ def test_what_a_rounded_search_believes_broken_is_attacked_again_in_full_precisi
             asked.append((len(x), bool((model(x).argmax(1) != y).all())))
             return x.clone()
 
-    monkeypatch.setattr("robustbench_lab.models.FastCopy.forward", lambda self, x: -self.run(x))
+    monkeypatch.setattr("robustbench_lab.fast_copy.FastCopy.forward", lambda self, x: -self.run(x))
     data = digits[1].subset(torch.arange(20))
     outcome = judged(clean_digits_model, data, Asking(), batch_size=20)
     right = int(outcome.clean.sum())
@@ -427,7 +427,7 @@ def test_what_a_rounded_search_believes_broken_is_attacked_again_in_full_precisi
 
 
 def test_an_example_of_an_image_that_was_attacked_again_shows_the_second_attack(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustbench_lab.models.FastCopy.forward", lambda self, x: -self.run(x))
+    monkeypatch.setattr("robustbench_lab.fast_copy.FastCopy.forward", lambda self, x: -self.run(x))
     calls = []
     attack = Scripted(change=lambda x: calls.append(len(x)) or x + 0.08 * (len(calls) > 1))
     examples = judged(Defended(Threshold()), data, attack, batch_size=5).examples

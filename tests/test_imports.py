@@ -30,8 +30,8 @@ def inside(name: str, parents: tuple[str, ...]) -> bool:
 
 
 WITHOUT_TORCH = (
-    "jobs.tables", "jobs.report", "expansion", "grid", "overrides", "planning", "pages", "profiles", "published_figures", "records",
-    "table_checks", "units", "claims",
+    "jobs.tables", "jobs.report", "claims", "expansion", "grid", "latex", "overrides", "pages", "planning", "profiles", "published_figures",
+    "records", "table_checks", "units",
 )  # fmt: skip
 # multirun holds Hydra's own callback
 WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "overrides", "profiles", "table_checks")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.fast_copy import FastCopy
 from robustbench_lab.models import (
     BoundedReLU,
     Classifier,
     Defended,
-    FastCopy,
     Front,
     Normalise,
     cross_entropy,

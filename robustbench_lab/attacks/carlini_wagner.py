@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, decides, is_wrong, margin, require_count, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, is_number, require, require_not_negative, require_positive
 
 INSIDE = 0.999999  # what [-1, 1] is shrunk by, so that no pixel lies at infinity
 BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's
@@ -59,10 +59,10 @@ class CarliniWagner(Attack):
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
         require_count(self.searches, "searches")
-        require(is_number(self.confidence) and 0 <= self.confidence < math.inf, "confidence", "a number >= 0", self.confidence)
-        require(is_number(self.step_size) and 0 < self.step_size < math.inf, "step_size", "a number > 0", self.step_size)
+        require_not_negative(self.confidence, "confidence")
+        require_positive(self.step_size, "step_size")
         first, most = self.initial_constant, self.largest_constant
-        require(is_number(first) and 0 < first < math.inf, "initial_constant", "a number > 0", first)
+        require_positive(first, "initial_constant")
         require(is_number(most) and first <= most <= 1e15, "largest_constant", "a number from initial_constant to 1e15", most)
         if self.abort_early is not None:
             require_count(self.abort_early, "abort_early")

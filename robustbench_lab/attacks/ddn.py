@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, is_number, per_image, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class DDN(GradientAttack):
         super().__post_init__()
         require_count(self.steps, "steps")
         require(is_number(self.gamma) and 0 < self.gamma < 1, "gamma", "a number in (0, 1)", self.gamma)
-        require(is_number(self.initial_norm) and 0 < self.initial_norm < math.inf, "initial_norm", "a number > 0", self.initial_norm)
+        require_positive(self.initial_norm, "initial_norm")
         if self.levels is not None:
             require_count(self.levels, "levels")
 

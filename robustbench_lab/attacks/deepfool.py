@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, is_wrong, require_count, rivals, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image, require, require_not_negative
 
 NUDGE = 1e-5  # fractions of the pixel range; above what float32 rounds away beside a pixel
 
@@ -50,7 +50,7 @@ class DeepFool(Attack):
             isinstance(self.candidates, int) and not isinstance(self.candidates, bool) and self.candidates >= 2,
             "candidates", "a whole number >= 2: the image's own class and another", self.candidates,
         )  # fmt: skip
-        require(is_number(self.overshoot) and 0 <= self.overshoot < math.inf, "overshoot", "a number >= 0", self.overshoot)
+        require_not_negative(self.overshoot, "overshoot")
         require(self.labels in ("ground_truth", "predicted"), "labels", "ground_truth or predicted", self.labels)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -10,6 +10,7 @@ Limits: made to transfer. Below 15 pixels a side the published scale, 1.1, leave
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class DiverseInput(MIM):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(is_number(self.probability) and 0 <= self.probability <= 1, "probability", "a number from 0 to 1", self.probability)
-        require(is_number(self.scale) and self.scale > 1, "scale", "a number > 1, such as 330/299", self.scale)
+        require(is_number(self.scale) and 1 < self.scale < math.inf, "scale", "a finite number > 1, such as 330/299", self.scale)
         require(isinstance(self.resize_back, bool), "resize_back", "true or false", self.resize_back)
         require(self.keep == "last", "keep", "last, for a transformed image gives no verdict on the iterate", self.keep)
 

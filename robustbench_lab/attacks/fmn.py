@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.ddn import Nearest, cosine
 from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, is_number, per_image, require, require_positive
 
 LAST_GAMMA = 0.001  # section 3.1 of the paper, and its code
 
@@ -49,7 +49,7 @@ class FMN(GradientAttack):
         require(self.loss in ("margin", "dlr"), "loss", "margin or dlr, losses that are zero on the boundary", self.loss)
         require_count(self.steps, "steps")
         most, least = self.max_step_size, self.min_step_size
-        require(is_number(most) and 0 < most < math.inf, "max_step_size", "a number > 0", most)
+        require_positive(most, "max_step_size")
         require(is_number(least) and 0 < least <= most, "min_step_size", "a number > 0, at most max_step_size", least)
         require(is_number(self.gamma) and LAST_GAMMA <= self.gamma < 1, "gamma", f"a number in [{LAST_GAMMA}, 1)", self.gamma)
 

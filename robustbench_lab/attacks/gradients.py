@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import cross_entropy
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, require
+from robustbench_lab.threats import Budget, require, require_positive
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, K], y) -> [B]; attacks raise it
 
@@ -209,3 +209,11 @@ def own_loss(model: nn.Module) -> Loss:
 
 def require_count(value: object, key: str) -> None:
     require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, key, "a whole number >= 1", value)
+
+
+def require_step_size(step_size: object, relative_step_size: object) -> None:
+    """One of the two is a finite number > 0, the other null."""
+    given = {key: size for key, size in (("step_size", step_size), ("relative_step_size", relative_step_size)) if size is not None}
+    require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", list(given.values()))
+    for key, size in given.items():
+        require_positive(size, key, ", such as 2/255")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, rows
+from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, require_step_size, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image, require, require_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,8 @@ class MIM(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count(self.steps, "steps")
-        given = [size for size in (self.step_size, self.relative_step_size) if size is not None]
-        require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", given)
-        require(is_number(given[0]) and given[0] > 0, "step_size", "a number > 0, such as 2/255", given[0])
-        require(is_number(self.decay) and self.decay >= 0, "decay", "a number >= 0, such as 1.0", self.decay)
+        require_step_size(self.step_size, self.relative_step_size)
+        require_not_negative(self.decay, "decay", ", such as 1.0")
         require(self.keep in ("last", "first"), "keep", "last or first", self.keep)
 
     def view(self, model: nn.Module, rng: ImageRandom) -> nn.Module:

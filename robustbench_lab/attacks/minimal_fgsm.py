@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack, is_wrong
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, is_number, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class MinimalFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(is_number(self.step) and self.step > 0, "step", "a number > 0", self.step)
+        require_positive(self.step, "step")
         require(is_number(self.largest) and self.step <= self.largest <= 1, "largest", "a number from step to 1", self.largest)
         require(self.version in ("fixed", "as_published"), "version", "fixed or as_published", self.version)
 

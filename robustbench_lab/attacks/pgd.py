@@ -6,12 +6,13 @@ Limits: a defense that hides gradients can survive it; a step size far from eps 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, decides, is_random, is_wrong, require_count, rows
+from robustbench_lab.attacks.gradients import GradientAttack, decides, is_random, is_wrong, require_count, require_step_size, rows
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, is_number, per_image, require
 
@@ -46,14 +47,13 @@ class PGD(GradientAttack):
         super().__post_init__()
         require_count(self.steps, "steps")
         require_count(self.restarts, "restarts")
-        given = [size for size in (self.step_size, self.relative_step_size) if size is not None]
-        require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", given)
-        require(is_number(given[0]) and given[0] > 0, "step_size", "a number > 0, such as 2/255", given[0])
+        require_step_size(self.step_size, self.relative_step_size)
         require(self.random_start in STARTS, "random_start", f"one of {', '.join(STARTS)}", self.random_start)
         needs_scale = self.random_start == "gaussian"
         require(
-            is_number(self.start_scale) if needs_scale else self.start_scale is None,
-            "start_scale", "a number" if needs_scale else f"null with random_start={self.random_start}", self.start_scale,
+            is_number(self.start_scale) and abs(self.start_scale) < math.inf  # type: ignore[arg-type]
+            if needs_scale else self.start_scale is None,
+            "start_scale", "a finite number" if needs_scale else f"null with random_start={self.random_start}", self.start_scale,
         )  # fmt: skip
         require(
             self.restarts == 1 or self.random_start != "none",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import GradientAttack
 from robustbench_lab.errors import LabError
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class RandomFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(is_number(self.alpha) and self.alpha > 0, "alpha", "a number > 0", self.alpha)
+        require_positive(self.alpha, "alpha")
 
     def check(self, budget: Budget) -> None:
         super().check(budget)

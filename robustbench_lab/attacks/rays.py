@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, decides, is_random, is_wrong, require_count, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image, require_positive
 
 BOX = Budget("linf", math.inf)
 
@@ -44,7 +44,7 @@ class RayS(Attack):
 
     def __post_init__(self) -> None:
         require_count(self.queries, "queries")
-        require(is_number(self.tolerance) and self.tolerance > 0, "tolerance", "a number > 0, such as 1e-3", self.tolerance)
+        require_positive(self.tolerance, "tolerance", ", such as 1e-3")
 
     @torch.no_grad()
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

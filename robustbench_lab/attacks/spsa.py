@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import LOSSES, Attack, decides, is_wrong, require_count, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, is_number, require, require_positive
 
 BOX = Budget("linf", math.inf)
 BETAS = (0.9, 0.999)  # Adam's, of Kingma and Ba 2015, Algorithm 1, as is the 1e-8 below
@@ -46,7 +46,7 @@ class SPSA(Attack):
         require_count(self.steps, "steps")
         require_count(self.samples, "samples")
         require(is_number(self.delta) and 0 < self.delta <= 1, "delta", "a number > 0, up to 1, such as 0.01", self.delta)
-        require(is_number(self.step_size) and self.step_size > 0, "step_size", "a number > 0, such as 0.01", self.step_size)
+        require_positive(self.step_size, "step_size", ", such as 0.01")
         require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}", self.loss)
 
     @torch.no_grad()

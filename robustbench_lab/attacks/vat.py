@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, kl_divergence, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class VAT(Attack):
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
-        require(self.xi is None or (is_number(self.xi) and self.xi > 0), "xi", "a number > 0, or null for the exact product", self.xi)
+        if self.xi is not None:
+            require_positive(self.xi, "xi", ", or null for the exact product")
         require(isinstance(self.both_signs, bool), "both_signs", "true or false", self.both_signs)
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, kl_divergence, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, require_positive
 
 GUARD = 1e-12  # CleverHans' epsilon in l2_batch_normalize
 
@@ -40,7 +40,7 @@ class VATAsPublished(Attack):
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
-        require(is_number(self.xi) and self.xi > 0, "xi", "a number > 0", self.xi)
+        require_positive(self.xi, "xi")
         require_count(self.averaged_over, "averaged_over")
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustbench_lab.attacks.gradients import require_count
-from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_weight
+from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, cross_entropy
 from robustbench_lab.noise import NoiseLayer
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require, require_not_negative, require_positive
 
 KL = ("sum", "as_released")
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
@@ -94,8 +94,8 @@ class AdversarialBayesianNetwork(AdversarialDefense):
         super().__post_init__()
         for key in ("prior_sigma", "initial_sigma"):
             value = getattr(self, key)
-            require(is_number(value) and 0 < value < math.inf, key, "a finite number > 0", value)
-        require_weight(self.kl_weight, "kl_weight")
+            require_positive(value, key)
+        require_not_negative(self.kl_weight, "kl_weight")
         require(self.kl in KL, "kl", f"one of {', '.join(KL)}", self.kl)
         require_count(self.passes, "passes")
 

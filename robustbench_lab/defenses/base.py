@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from robustbench_lab.attacks.gradients import Attack, require_count
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image, require, require_not_negative
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,8 @@ class MixedDefense(AdversarialDefense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_weight(self.clean_weight, "clean_weight")
-        require_weight(self.adversarial_weight, "adversarial_weight")
+        require_not_negative(self.clean_weight, "clean_weight")
+        require_not_negative(self.adversarial_weight, "adversarial_weight")
         require_epoch(self.start_epoch, "start_epoch")
 
     def check_epochs(self, epochs: int) -> None:
@@ -203,14 +202,6 @@ class MixedDefense(AdversarialDefense):
 
     def players(self, model: Defended) -> list[Player]:
         return [Player("model", model.parameters(), self.terms)]
-
-
-def require_weight(value: object, key: str) -> None:
-    require(is_number(value) and 0 <= value < math.inf, key, "a finite number >= 0", value)  # type: ignore[operator]
-
-
-def require_positive(value: object, key: str) -> None:
-    require(is_number(value) and 0 < value < math.inf, key, "a finite number > 0", value)  # type: ignore[operator]
 
 
 def require_epoch(value: object, key: str) -> None:

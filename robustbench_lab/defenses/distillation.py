@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_lab.defenses.base import Batch, Defense, Taught, require_positive
+from robustbench_lab.defenses.base import Batch, Defense, Taught
 from robustbench_lab.models import Defended, cross_entropy
+from robustbench_lab.threats import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

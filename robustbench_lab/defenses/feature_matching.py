@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustbench_lab.defenses.base import MixedDefense, require_positive
+from robustbench_lab.defenses.base import MixedDefense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended
-from robustbench_lab.threats import require
+from robustbench_lab.threats import require, require_positive
 
 NEGATIVES = ("sum", "mean", "hardest")
 

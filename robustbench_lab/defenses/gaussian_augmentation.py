@@ -7,16 +7,15 @@ Reading: the originals plus N fixed noisy copies, not clipped, as the authors' c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Defense, NoisyCopies, require_positive
+from robustbench_lab.defenses.base import Defense, NoisyCopies
 from robustbench_lab.models import BoundedReLU, Defended, replace_modules
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,8 @@ class BoundedActivations(Defense):
     bound: float | None
 
     def __post_init__(self) -> None:
-        finite = is_number(self.bound) and 0 < self.bound < math.inf  # type: ignore[operator]
-        require(self.bound is None or finite, "bound", "a finite number > 0, or null", self.bound)
+        if self.bound is not None:
+            require_positive(self.bound, "bound", ", or null")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()

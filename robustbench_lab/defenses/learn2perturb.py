@@ -13,7 +13,6 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun, require_epoch
 from robustbench_lab.models import Classifier, Defended, replace_modules
 from robustbench_lab.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require, require_positive
 
 
 class NoisyActivation(NoiseLayer):
@@ -78,7 +77,7 @@ class Learn2Perturb(MixedDefense):
         super().__post_init__()
         for key in ("sigma", "smallest_sigma", "gamma"):
             value = getattr(self, key)
-            require(is_number(value) and 0 < value < math.inf, key, "a finite number > 0", value)
+            require_positive(value, key)
         require(self.sigma >= self.smallest_sigma, "sigma", f"at least smallest_sigma, {self.smallest_sigma}", self.sigma)
         require(isinstance(self.per_image, bool), "per_image", "true or false", self.per_image)
         require_count(self.image_size, "image_size")

@@ -12,7 +12,6 @@ Limits: one draw of the weights serves a whole batch; an attacker who averages n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from robustbench_lab.defenses.base import MixedDefense, Player
 from robustbench_lab.models import Defended, Normalise, replace_modules
 from robustbench_lab.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
-from robustbench_lab.threats import is_number, per_image, require
+from robustbench_lab.threats import per_image, require, require_not_negative
 
 PLACES = ("weight", "input", "output", "image")
 SHARES = ("layer", "channel", "element")
@@ -95,7 +94,7 @@ class ParametricNoiseInjection(MixedDefense):
         places = self.places
         valid = isinstance(places, Sequence) and not isinstance(places, str) and len(places) and all(place in PLACES for place in places)
         require(bool(valid), "places", f"a list of one or more of {', '.join(PLACES)}", places)
-        require(is_number(self.alpha) and 0 <= self.alpha < math.inf, "alpha", "a finite number >= 0", self.alpha)
+        require_not_negative(self.alpha, "alpha")
         require(self.share in SHARES, "share", f"one of {', '.join(SHARES)}", self.share)
         require(self.share == "layer" or "weight" in places, "share", "layer where there is no noise on weights", self.share)
 

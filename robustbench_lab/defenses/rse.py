@@ -10,7 +10,6 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
 from robustbench_lab.noise import NoiseLayer, normal_like
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require_not_negative
 
 
 class Noise(NoiseLayer):
@@ -54,7 +53,7 @@ class RandomSelfEnsemble(Defense):
     def __post_init__(self) -> None:
         for key in ("sigma_init", "sigma_inner"):
             value = getattr(self, key)
-            require(is_number(value) and 0 <= value < math.inf, key, "a finite number >= 0", value)
+            require_not_negative(value, key)
         require_count(self.passes, "passes")
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.attacks.gradients import GradientAttack, kl_divergence
-from robustbench_lab.defenses.base import AdversarialDefense, Batch, require_positive
+from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import require
+from robustbench_lab.threats import require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustbench_lab.defenses.base import NoisyCopies, require_positive
+from robustbench_lab.defenses.base import NoisyCopies
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.threats import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from robustbench_lab.attacks.gradients import kl_divergence, require_count
 from robustbench_lab.attacks.vat import exact_product, finite_difference, power_iteration
-from robustbench_lab.defenses.base import Batch, Defense, require_weight
+from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.threats import require, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class VirtualAdversarialTraining(Defense):
     clip: bool
 
     def __post_init__(self) -> None:
-        require_weight(self.weight, "weight")
-        require(is_number(self.eps) and 0 < self.eps < float("inf"), "eps", "a finite l2 length > 0", self.eps)
+        require_not_negative(self.weight, "weight")
+        require_positive(self.eps, "eps", ", an l2 length")
         require_count(self.power_iterations, "power_iterations")
-        finite = is_number(self.xi) and 0 < self.xi < float("inf")  # type: ignore[operator]
-        require(self.xi is None or finite, "xi", "a finite number > 0, or null for the exact product", self.xi)
+        if self.xi is not None:
+            require_positive(self.xi, "xi", ", or null for the exact product")
         require(isinstance(self.clip, bool), "clip", "true or false", self.clip)
 
     def moved(self, model: Defended, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from robustbench_lab.attacks.gradients import Attack, is_random
 from robustbench_lab.attacks.minimal_fgsm import MinimalFGSM
+from robustbench_lab.batches import split_validation
 from robustbench_lab.checks import compared, signs, warnings_of
 from robustbench_lab.config import (
     Evaluation,
@@ -29,12 +30,13 @@ from robustbench_lab.config import (
 from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet, StreamedImageSet
 from robustbench_lab.defenses.base import Defense
+from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation import Examples, Outcome, evaluate
 from robustbench_lab.evaluation_record import record_of
 from robustbench_lab.features import Features
 from robustbench_lab.jobs.panel import panel_facts, panel_of
-from robustbench_lab.jobs.train import device_name, device_of, leaving_error, load_run
+from robustbench_lab.jobs.train import leaving_error, load_run
 from robustbench_lab.metrics.measures import Measure
 from robustbench_lab.models import Defended
 from robustbench_lab.noise import noise_layers
@@ -55,7 +57,6 @@ from robustbench_lab.records import (
     write_json,
 )
 from robustbench_lab.threats import Budget, require
-from robustbench_lab.training import split_validation
 from robustbench_lab.views import attacker_view, check_view
 
 log = logging.getLogger("robustbench_lab")

@@ -19,7 +19,8 @@ from robustbench_lab.expansion import Expansion
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
 from robustbench_lab.grid import Column, Row, Table, chosen_tables
-from robustbench_lab.pages import PROFILES, grid, latex, markdown
+from robustbench_lab.latex import latex
+from robustbench_lab.pages import PROFILES, grid, markdown
 from robustbench_lab.published_figures import PublishedFigure
 from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json, read_record, write_bytes
 from robustbench_lab.units import Figure, figure_of, is_percent, unit_of, word_for

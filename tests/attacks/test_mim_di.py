@@ -256,7 +256,7 @@ def test_a_scale_that_adds_no_pixel_is_refused(built: Callable[..., Any]) -> Non
         ("mim", "attack.steps=0", "steps"),
         ("mim", "attack.step_size=0.1", "step_size"),  # with relative_step_size: both
         ("mim", "attack.relative_step_size=null", "step_size"),  # neither
-        ("mim", "attack.relative_step_size=0", "step_size"),
+        ("mim", "attack.relative_step_size=0", "relative_step_size"),
         ("mim", "attack.decay=-1", "decay"),
         ("mim", "attack.keep=best", "keep"),
         ("mim", "attack.loss=hinge", "loss"),

@@ -13,15 +13,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from robustbench_lab import devices
+from robustbench_lab.devices import device_of
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs import train
-from robustbench_lab.jobs.train import device_of
 
 HOLDER = """
 import torch, types
 torch.cuda.device_count = lambda: {count}
 torch.cuda.get_device_properties = lambda index: types.SimpleNamespace(uuid=f"GPU-{{index + {first}}}")
-from robustbench_lab.jobs.train import device_of
+from robustbench_lab.devices import device_of
 print(device_of("free"), device_of("free"), flush=True)
 input()
 """
@@ -32,10 +32,10 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two GPUs that nobody holds, GPU-0 and GPU-1; what is logged."""
     lines: list[str] = []
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(train, "_held", {})
+    monkeypatch.setattr(devices, "_held", {})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
-    monkeypatch.setattr(train.log, "info", lambda message, *values: lines.append(message % values))
+    monkeypatch.setattr(devices.log, "info", lambda message, *values: lines.append(message % values))
     return lines
 
 
@@ -80,7 +80,7 @@ def test_a_gpu_is_known_by_its_uuid_not_by_its_number(holder):
     """The other process sees GPU-1 alone, as number 0."""
     assert holder(count=1, first=1)[1] == "cuda:0 cuda:0"
     assert device_of("free") == torch.device("cuda:0")
-    train._held.clear()  # and its lock with it
+    devices._held.clear()  # and its lock with it
     assert device_of("free") == torch.device("cuda:0")
 
 

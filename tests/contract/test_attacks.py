@@ -291,7 +291,7 @@ def test_random_fgsm_needs_a_budget_for_its_random_step(attack_of: Callable[[str
         ("pgd", "attack.labels=false", "labels"),
         ("pgd", "attack.step_size=0.1", "step_size"),  # with relative_step_size: both
         ("pgd", "attack.relative_step_size=null", "step_size"),  # neither
-        ("pgd", "attack.relative_step_size=-1", "step_size"),
+        ("pgd", "attack.relative_step_size=-1", "relative_step_size"),
         ("pgd", "attack.random_start=normal", "random_start"),
         ("pgd", "attack.random_start=gaussian", "start_scale"),
         ("pgd", "attack.start_scale=0.1", "start_scale"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack
+from robustbench_lab.batches import epoch_batches
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.defenses.feature_matching import FullpleLoss, LabelEmbeddings
@@ -20,7 +21,6 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.models import BoundedReLU, Classifier, Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
-from robustbench_lab.training import epoch_batches
 
 
 class OnePixel(nn.Module):

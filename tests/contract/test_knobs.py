@@ -1,0 +1,39 @@
+"""Every number of every attack, defense and learning-rate schedule in conf/: in its place, inf or nan stops when the object is built."""
+
+import copy
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from robustbench_lab.config import CONF, build, compose, plain
+from robustbench_lab.errors import LabError
+
+CHOICES = [(group, path.stem) for group in ("attack", "defense", "training") for path in sorted((CONF / group).glob("*.yaml"))]
+UNBOUNDED = {"budget.eps"}  # the ball may be the whole box, for attacks that look for the smallest perturbation
+
+
+def numbers(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, (*path, key))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (*path, key)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_a_number_that_is_not_finite_is_refused(group: str, name: str) -> None:
+    words = {"attack": ["budget.eps=0.1"], "defense": ["dataset=cifar10"], "training": []}[group]
+    right = plain(compose("evaluate" if group == "attack" else "train", [f"{group}={name}", *words])[0], group)[group]
+    build(copy.deepcopy(right), group)
+    for path, wrong in itertools.product(numbers(right), (math.inf, -math.inf, math.nan)):
+        if (group == "training" and path[0] == "optimizer") or (".".join(path) in UNBOUNDED and wrong == math.inf):
+            continue  # torch's own, built when training begins
+        changed = copy.deepcopy(right)
+        functools.reduce(operator.getitem, path[:-1], changed)[path[-1]] = wrong
+        with pytest.raises(LabError, match=rf"{path[-1]}: "):
+            build(changed, group)
