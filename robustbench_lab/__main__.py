@@ -14,15 +14,8 @@ from robustbench_lab.config import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, job
 from robustbench_lab.overrides import readable
+from robustbench_lab.verbs import VERBS, check_words
 
-VERBS = {
-    "train": "train a model, or finish or find the run that these settings name",
-    "evaluate": "attack the model that these settings name, and write how many images it still gets right",
-    "check": "look for signs of hidden gradients in the model that these settings name",
-    "tables": "write papers' tables, our figures beside theirs, from the records there are",
-    "reproduce": "train and evaluate what tables still miss, then write them and the report",
-    "report": "write one page with every table, chart, picture and record there is",
-}
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 
 usage: python -m robustbench_lab VERB [key=value ...] [--multirun]
@@ -80,6 +73,7 @@ def main() -> None:
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
     try:
         check_launcher(arguments)
+        check_words(verb, arguments)
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)

@@ -31,10 +31,10 @@ def inside(name: str, parents: tuple[str, ...]) -> bool:
 
 WITHOUT_TORCH = (
     "jobs.tables", "jobs.report", "claims", "expansion", "grid", "latex", "overrides", "pages", "planning", "profiles", "published_figures",
-    "records", "table_checks", "units",
+    "records", "table_checks", "units", "verbs",
 )  # fmt: skip
 # multirun holds Hydra's own callback
-WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "overrides", "profiles", "table_checks")
+WITH_HYDRA = ("__main__", "config", "expansion", "grid", "jobs", "multirun", "overrides", "profiles", "table_checks", "verbs")
 
 
 def forbidden(module: str, names: set[str]) -> set[str]:

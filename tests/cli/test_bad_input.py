@@ -51,8 +51,30 @@ def test_unknown_choice_shows_the_choices(refused, verb):
         assert f"\t{choice}\n" in message
 
 
-def test_unknown_group_and_key(refused):
-    assert "attak" in refused("evaluate", "attak=pgd", status=1)
+@pytest.mark.parametrize(
+    ("verb", "word", "remedy"),
+    [
+        ("train", "sed=1", "did you mean seed?"),
+        ("train", "+sed=1", "did you mean seed?"),  # Hydra would take it, and nothing would read it
+        ("train", "~sed", "did you mean seed?"),
+        ("train", "attack=pgd", "attack is a word of evaluate;"),
+        ("train", "+attack=pgd", "attack is a word of evaluate;"),
+        ("train", "attack.steps=3", "attack is a word of evaluate;"),
+        ("train", "attack@defence.attack=pgd", "did you mean defense?"),
+        ("evaluate", "attak=pgd", "did you mean attack?"),
+        ("reproduce", "profil=smoke", "did you mean profile?"),
+        ("reproduce", "defense=fm", "defense is a word of train, evaluate, check;"),
+        ("report", "profile=smoke", "profile is a word of train, evaluate, check, tables, reproduce;"),
+        ("check", "zebra=1", "`python -m robustbench_lab check --help` lists them"),
+    ],
+)
+def test_a_word_that_the_verb_does_not_have(refused, verb, word, remedy):
+    message = refused(verb, word)
+    assert message.startswith(f"error: {word}: {verb} has no group or key ")
+    assert remedy in message
+
+
+def test_unknown_key_of_a_group(refused):
     assert "training.epoch" in refused("train", "training.epoch=3", status=1)
     assert "'stepz'" in refused("evaluate", "attack.stepz=3", status=1)
 

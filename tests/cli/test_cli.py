@@ -14,8 +14,18 @@ import numpy as np
 import pytest
 
 from robustbench_lab import __version__, evaluation, judging
+from robustbench_lab.verbs import groups_and_keys
 
 CONF = Path(__file__).parents[2] / "conf"
+OF_RUNS = ("dataset", "backbone", "defense", "training", "profile")
+GROUPS = {
+    "train": OF_RUNS,
+    "evaluate": (*OF_RUNS, "attack", "budget", "threat_model", "panel", "metric"),
+    "check": (*OF_RUNS, "budget", "panel"),
+    "tables": (),
+    "reproduce": (),
+    "report": (),
+}
 
 
 def record_in(folder: Path) -> dict:
@@ -40,15 +50,17 @@ def test_help_names_every_verb_with_examples(lab):
             assert word in ended.out
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "tables", "reproduce"])
-def test_help_of_a_verb_shows_groups_choices_and_examples(lab, outputs, verb):
+@pytest.mark.parametrize(("verb", "groups"), GROUPS.items())
+def test_help_of_a_verb_shows_its_groups_choices_keys_and_examples(lab, outputs, verb, groups):
     ended = lab(verb, "--help")
     assert ended.status == 0
-    assert ended.out.count(f"python -m robustbench_lab {verb}") >= 2, "examples"
-    for group in ("attack", "backbone", "budget", "dataset", "defense", "threat_model", "training"):
+    assert ended.out.count(f"python -m robustbench_lab {verb}") >= 3, "examples, and Hydra's own options"
+    for group in {group for groups in GROUPS.values() for group in groups}:
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-        assert f"{group}: {choices}" in ended.out
-    assert "output_root:" in ended.out, "every key"
+        assert (f"\n{group}: {choices}\n" in ended.out) == (group in groups)
+    for key in set(groups_and_keys(verb)[1]) - {"profile"}:
+        assert f"\n{key}:" in ended.out
+    assert "\noutput_root:" in ended.out
     assert not outputs.exists()
 
 
