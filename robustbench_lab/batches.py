@@ -23,6 +23,7 @@ def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
     """Positions to train on and, the last `share` of them, to validate on (Keras' validation_split)."""
     held_out = round(n * share)
     require(n - held_out >= 2, "training.validation", "a share that leaves two images to train on", share)
+    require(held_out > 0 or share == 0, "training.validation", f"0, or a share of the {n} training images that is one at least", share)
     return torch.arange(n - held_out), torch.arange(n - held_out, n)
 
 

@@ -17,7 +17,6 @@ from robustbench_lab.records import write_bytes
 from robustbench_lab.training import State
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-MODEL_FILE = "model.safetensors"
 PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
 
 

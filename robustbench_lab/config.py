@@ -26,12 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.overrides import RUN_GROUPS, merged_overrides, train_overrides
-from robustbench_lab.records import finished_runs
+from robustbench_lab.records import RECORD_FILE, RUN_FILE, finished_runs
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
 TARGETS = ("robustbench_lab.", "torch.optim.")
+FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "plan", "report", "data.download")
 HYDRA_VERSION_BASE = "1.3"
 
 NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
@@ -46,6 +47,12 @@ def project_path(relative: str) -> str:
 
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
+
+
+def _existing(parent: Path, fingerprint: str, last_file: str) -> Path | None:
+    """The folder of this content; of several, which two processes with other words for it may make side by side, a finished one."""
+    found = sorted(parent.glob(f"*-{fingerprint}"), key=lambda folder: (not (folder / last_file).exists(), folder))
+    return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,7 @@ class Run:
 
     def folder(self, output_root: Path) -> Path:
         """Where the run is, or will be: an existing folder of this content counts under any name."""
-        existing = sorted((output_root / "runs").glob(f"*-{self.fingerprint}"))
-        return existing[0] if existing else output_root / "runs" / self.name
+        return _existing(output_root / "runs", self.fingerprint, RUN_FILE) or output_root / "runs" / self.name
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,7 @@ class Evaluation:
     def folder(self, output_root: Path) -> Path:
         """Where the evaluation is, or will be: an existing folder of this content counts under any name."""
         parent = self.run.folder(output_root) / "evaluate"
-        existing = sorted(parent.glob(f"*-{self.fingerprint}"))
-        return existing[0] if existing else parent / self.name
+        return _existing(parent, self.fingerprint, RECORD_FILE) or parent / self.name
 
 
 def _order(attack: Mapping[str, Any]) -> list[Any]:
@@ -128,6 +133,13 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     """Eight hex digits that depend on the content alone, not on key order or on how a number was written."""
     text = json.dumps(canonical(content), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def check_flags(cfg: DictConfig) -> None:
+    """Stop at a flag that is neither true nor false: Hydra's grammar takes `no` and `off` for texts, and a text counts as true."""
+    for key in FLAGS:
+        if not isinstance(value := OmegaConf.select(cfg, key, default=False), bool):
+            raise LabError(f"{key}: expected true or false, got {value!r}")
 
 
 def plain(cfg: DictConfig, *keys: str) -> dict[str, Any]:

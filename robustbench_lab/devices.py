@@ -30,6 +30,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise LabError(f"device: expected auto, free, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise LabError(f"device: expected auto, free, cpu, cuda or cuda:N, got {name!r}")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise LabError(f"device: {name!r} is not there ({count} CUDA devices found); use device=cpu or device=auto")

@@ -53,8 +53,8 @@ def record_of(
         "examples_from_before": outcome.reused.tolist(),
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
                                "mean": float(broken.mean()) if len(broken) else None},
-        "forward_per_attacked_image": outcome.forward.sum() / searched[0] if searched[0] else None,
-        "backward_per_attacked_image": outcome.backward.sum() / searched[0] if searched[0] else None,
+        "forward_per_attacked_image": _total(forward),
+        "backward_per_attacked_image": _total(backward),
         "stages": [
             {"attack": name, "survivors": survivors, "forward_per_attacked_image": f, "backward_per_attacked_image": b, "seconds": seconds}
             for name, survivors, f, b, seconds in zip(stages, outcome.survivors(), forward, backward, outcome.seconds.tolist(), strict=True)
@@ -83,6 +83,12 @@ def _counted_as_papers_do(evaluation: Evaluation, outcome: Outcome, stochastic: 
 
 def _per_image(passes: np.ndarray, images: np.ndarray) -> list[float | None]:
     return [count / n if n else None for count, n in zip(passes.tolist(), images.tolist(), strict=True)]
+
+
+def _total(each: list[float | None]) -> float | None:
+    """Over the stages, each by the images that it searched; null where none searched any."""
+    counted = [passes for passes in each if passes is not None]
+    return sum(counted) if counted else None
 
 
 def _metric(values: np.ndarray) -> dict[str, Any]:

@@ -25,7 +25,7 @@ NOT_FINITE = "attack {} returned pixels that are not finite; does the model retu
 class Judge:
     """The verdict: the defended model's predictions in full precision, drawn `draws` times where its output is random.
 
-    The draws come from the global generator, seeded by the evaluation's seed and the draw's number: the same weights' noise for every batch.
+    The draws come from the global generator, seeded by the evaluation's seed and their number: the same weights' noise for every batch.
     """
 
     defended: Defended

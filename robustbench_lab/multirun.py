@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from robustbench_lab.config import check_flags
 from robustbench_lab.errors import LabError
 from robustbench_lab.records import ERROR_FILE, SCHEMA, read_json, storing, write_json
 
@@ -51,6 +52,7 @@ def job(cfg: DictConfig) -> None:
         words = [word for word in run.overrides.task if not word.startswith(PLACES)]
         sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
     try:
+        check_flags(cfg)
         import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
     except Exception as error:
         if one_of_many:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from robustbench_lab.config import Evaluation, Run, compose, run_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.tables import Cell
 from robustbench_lab.overrides import merged_overrides, train_overrides
-from robustbench_lab.records import RECORD_FILE, RUN_FILE, finished_runs, read_json
+from robustbench_lab.records import MODEL_FILE, RECORD_FILE, RUN_FILE, finished_runs, read_json
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
                 evaluation.fingerprint, cell.record is not None, costs.attacking(evaluation),
             ),
         )  # fmt: skip
+    for fingerprint in {needed for job in evaluations.values() if not job.finished for needed in job.needs}:
+        if not runs[fingerprint].file.with_name(MODEL_FILE).exists():  # what is measured stays, but the rest needs the weights again
+            runs[fingerprint] = replace(runs[fingerprint], finished=False)
     return Plan([*runs.values(), *evaluations.values()])
 
 

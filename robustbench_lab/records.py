@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from robustbench_lab.errors import LabError
 
 SCHEMA = 1
+MODEL_FILE = "model.safetensors"  # the weights of a training run
 RUN_FILE = "run.json"  # the last file of a training run
 RECORD_FILE = "record.json"  # the last file of an evaluation
 OUTCOME_FILE = "outcome.npz"  # of an evaluation: what happened to each image

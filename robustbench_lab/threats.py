@@ -26,6 +26,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def require_flag(value: object, key: str) -> None:
+    require(isinstance(value, bool), key, "true or false", value)
+
+
 def require_positive(value: object, key: str, more: str = "") -> None:
     require(is_number(value) and 0 < value < math.inf, key, f"a finite number > 0{more}", value)  # type: ignore[operator]
 

@@ -23,7 +23,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended, full_precision, searched_kernels
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.threats import is_number, require, require_not_negative
+from robustbench_lab.threats import is_number, require, require_flag, require_not_negative
 
 LOOKED_AT = 1000  # training images that a defense's own figures of an epoch are about, at most
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
@@ -37,6 +37,8 @@ class MultiStep:
     factor: float
 
     def __post_init__(self) -> None:
+        listed = isinstance(self.milestones, list | tuple) and all(map(is_number, self.milestones))
+        require(listed, "milestones", "a list of epochs", self.milestones)
         require_not_negative(self.factor, "factor")
 
     def __call__(self, epoch: float, epochs: int) -> float:
@@ -99,6 +101,8 @@ class Recipe:
         require(isinstance(self.crop_padding, int) and self.crop_padding >= 0, "crop_padding", "a whole number >= 0", self.crop_padding)
         for key in ("precision", "attack_precision"):
             require(getattr(self, key) in ("fp32", "bf16"), key, "fp32 or bf16", getattr(self, key))
+        for key in ("flip", "channels_last", "compile"):
+            require_flag(getattr(self, key), key)
         require(is_number(self.validation) and 0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
         require(
             self.patience is None or (isinstance(self.patience, int) and self.patience >= 1),
@@ -150,12 +154,12 @@ def fit(
     """
     train, validation = split_validation(len(train_data), recipe.validation)
     teacher = None if source is None else source.eval().requires_grad_(False)
-    if (extra := defense.extra_images(teacher, train_data.subset(train), seed)) is not None:
+    if (extra := defense.extra_images(teacher, _chosen(train_data, train), seed)) is not None:
         train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
         train_data = train_data.followed_by(extra)
     if state is None:
         state = State()
-        defense.prepare(model, train_data.subset(train))
+        defense.prepare(model, _chosen(train_data, train))
     else:
         model.load_state_dict(state.model)
     if recipe.channels_last:
@@ -206,6 +210,11 @@ def fit(
             save(state)
     model.load_state_dict(state.best if recipe.keep == "best" else state.model)
     return state
+
+
+def _chosen(data: ImageSet, positions: Tensor) -> ImageSet:
+    """Those of the images at different positions; all of them are not copied."""
+    return data if len(positions) == len(data) else data.subset(positions)
 
 
 def backward(player: Player, model: Defended, batch: Batch, precision: str) -> Tensor:

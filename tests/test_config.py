@@ -156,6 +156,10 @@ def test_a_folder_of_this_content_counts_under_any_name(tmp_path):
     renamed = tmp_path / "runs" / f"my-favourite-{run.fingerprint}"
     renamed.mkdir(parents=True)
     assert run.folder(tmp_path) == renamed
+    finished = tmp_path / "runs" / f"your-favourite-{run.fingerprint}"  # two processes, with other words for the same content
+    finished.mkdir()
+    (finished / "run.json").touch()
+    assert run.folder(tmp_path) == finished
 
 
 def test_nearest_runs_are_ordered_by_how_much_differs(tmp_path):

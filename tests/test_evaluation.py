@@ -709,6 +709,16 @@ def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
     assert record_with(outcome, ["one", "two"], stochastic=False)["draws"] is None
 
 
+def test_passes_are_told_by_the_images_that_each_stage_searched(data: ImageSet) -> None:
+    """Of four images, four had the first attack's examples from before and two the second's: 8 passes on the other two."""
+    outcome = Outcome.empty(data.ids.numpy(), data.shape, stages=2)
+    outcome.clean[:4], outcome.distance[:4] = True, 0.1
+    outcome.reused[:], outcome.forward[:] = [4, 2], [0, 8]
+    record = record_with(outcome, ["one", "two"], stochastic=False)
+    assert [stage["forward_per_attacked_image"] for stage in record["stages"]] == [None, 4]
+    assert record["forward_per_attacked_image"] == 4
+
+
 def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
     record = record_with(Outcome.empty(data.ids.numpy(), data.shape), ["one"], stochastic=False)
     assert (record["attacked"], record["forward_per_attacked_image"], record["distance_of_broken"]["mean"]) == (0, None, None)

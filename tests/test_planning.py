@@ -10,7 +10,7 @@ import pytest
 from robustbench_lab.grid import read_table
 from robustbench_lab.jobs.tables import Cell, cells_of
 from robustbench_lab.planning import Job, Plan, duration, estimate, plan_of
-from robustbench_lab.records import RUN_FILE, wilson_interval, write_json
+from robustbench_lab.records import MODEL_FILE, RUN_FILE, wilson_interval, write_json
 
 COLUMNS = [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}, {"label": "PGD", "overrides": ["attack=pgd"]}]
 
@@ -25,6 +25,7 @@ def train(cell: Cell, output_root: Path, seconds: float) -> None:
     run = cell.evaluation.run
     content = {"schema": 1, "model_digest": run.fingerprint, "choices": run.choices, "config": run.config, "seconds": seconds}
     write_json(run.folder(output_root) / RUN_FILE, content)
+    (run.folder(output_root) / MODEL_FILE).touch()
 
 
 def attack(cell: Cell, output_root: Path, seconds: float) -> Path:
@@ -90,6 +91,17 @@ def test_what_is_finished_is_no_job(cells, tmp_path):
     assert len(plan.missing("evaluate")) == 3
     lines = list(plan.lines())
     assert lines[0] == "2 training runs: 1 finished, 1 missing (about 60 s, one after the other)"
+
+
+def test_weights_that_are_gone_are_trained_again_only_for_what_needs_them(cells, tmp_path):
+    clean, fgsm, pgd = cells()[:3]
+    train(clean, tmp_path, 60)
+    attack(fgsm, tmp_path, 4)
+    (clean.evaluation.run.folder(tmp_path) / MODEL_FILE).unlink()
+    first_row = {"rows": [{"label": "plain"}]}
+    assert len(plan_of(cells(**first_row), tmp_path).missing("train")) == 1, "PGD is missing"
+    attack(pgd, tmp_path, 4)
+    assert not plan_of(cells(**first_row), tmp_path).missing("train")
 
 
 def test_a_truncated_record_is_missing(cells, tmp_path):

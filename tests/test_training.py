@@ -99,6 +99,12 @@ def test_two_images_must_be_left() -> None:
         split_validation(10, 0.9)
 
 
+def test_a_share_for_validation_is_an_image_at_least() -> None:
+    """200 times 0.002 rounds to none, and of none every epoch would be as good as the first."""
+    with pytest.raises(LabError, match=r"^training\.validation: .*200 training images"):
+        split_validation(200, 0.002)
+
+
 # What an epoch visits
 
 

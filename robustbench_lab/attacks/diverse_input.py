@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.mim import MIM
 from robustbench_lab.errors import LabError
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import is_number, per_image, require
+from robustbench_lab.threats import is_number, per_image, require, require_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DiverseInput(MIM):
         super().__post_init__()
         require(is_number(self.probability) and 0 <= self.probability <= 1, "probability", "a number from 0 to 1", self.probability)
         require(is_number(self.scale) and 1 < self.scale < math.inf, "scale", "a finite number > 1, such as 330/299", self.scale)
-        require(isinstance(self.resize_back, bool), "resize_back", "true or false", self.resize_back)
+        require_flag(self.resize_back, "resize_back")
         require(self.keep == "last", "keep", "last, for a transformed image gives no verdict on the iterate", self.keep)
 
     def view(self, model: nn.Module, rng: ImageRandom) -> nn.Module:

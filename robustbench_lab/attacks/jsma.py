@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, rivals, rows
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget, is_number, require, require_flag
 
 DIRECTIONS = {"up": (1,), "down": (-1,), "both": (1, -1)}
 TARGETS = ("none", "random", "least_likely", "rival")
@@ -53,9 +53,9 @@ class JSMA(Attack):
         # Much smaller steps would be lost in float32, and with them the end of the search.
         require(is_number(self.theta) and 1e-3 <= self.theta <= 1, "theta", "a number from 0.001 to 1", self.theta)
         require(self.direction in DIRECTIONS, "direction", f"one of {', '.join(DIRECTIONS)}", self.direction)
-        require(isinstance(self.revisit, bool), "revisit", "true or false", self.revisit)
+        require_flag(self.revisit, "revisit")
         require(is_number(self.gamma) and 0 < self.gamma <= 1, "gamma", "a share of the features, 0 < gamma <= 1", self.gamma)
-        require(isinstance(self.pairs, bool), "pairs", "true or false", self.pairs)
+        require_flag(self.pairs, "pairs")
         require(self.targets in TARGETS, "targets", f"one of {', '.join(TARGETS)}", self.targets)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

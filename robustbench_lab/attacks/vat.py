@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import Attack, kl_divergence, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require, require_positive
+from robustbench_lab.threats import Budget, per_image, require_flag, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class VAT(Attack):
         require_count(self.steps, "steps")
         if self.xi is not None:
             require_positive(self.xi, "xi", ", or null for the exact product")
-        require(isinstance(self.both_signs, bool), "both_signs", "true or false", self.both_signs)
+        require_flag(self.both_signs, "both_signs")
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]

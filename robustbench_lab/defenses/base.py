@@ -14,7 +14,7 @@ from robustbench_lab.attacks.gradients import Attack, require_count
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require, require_not_negative
+from robustbench_lab.threats import Budget, per_image, require, require_flag, require_not_negative
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class NoisyCopies(Defense, ABC):
     def __post_init__(self) -> None:
         require_count(self.noisy_copies, "noisy_copies")
         for key in ("include_clean", "resample_each_epoch", "clip"):
-            require(isinstance(getattr(self, key), bool), key, "true or false", getattr(self, key))
+            require_flag(getattr(self, key), key)
 
     @abstractmethod
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:

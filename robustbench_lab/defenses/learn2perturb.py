@@ -23,7 +23,7 @@ from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun, require_epoch
 from robustbench_lab.models import Classifier, Defended, replace_modules
 from robustbench_lab.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
-from robustbench_lab.threats import require, require_positive
+from robustbench_lab.threats import require, require_flag, require_positive
 
 
 class NoisyActivation(NoiseLayer):
@@ -79,7 +79,7 @@ class Learn2Perturb(MixedDefense):
             value = getattr(self, key)
             require_positive(value, key)
         require(self.sigma >= self.smallest_sigma, "sigma", f"at least smallest_sigma, {self.smallest_sigma}", self.sigma)
-        require(isinstance(self.per_image, bool), "per_image", "true or false", self.per_image)
+        require_flag(self.per_image, "per_image")
         require_count(self.image_size, "image_size")
         require_epoch(self.noise_start_epoch, "noise_start_epoch")
 

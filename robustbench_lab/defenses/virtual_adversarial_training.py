@@ -20,7 +20,7 @@ from robustbench_lab.attacks.gradients import kl_divergence, require_count
 from robustbench_lab.attacks.vat import exact_product, finite_difference, power_iteration
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import require, require_not_negative, require_positive
+from robustbench_lab.threats import require_flag, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class VirtualAdversarialTraining(Defense):
         require_count(self.power_iterations, "power_iterations")
         if self.xi is not None:
             require_positive(self.xi, "xi", ", or null for the exact product")
-        require(isinstance(self.clip, bool), "clip", "true or false", self.clip)
+        require_flag(self.clip, "clip")
 
     def moved(self, model: Defended, batch: Batch) -> Tensor:
         """x + r [B, C, H, W], against the current weights in eval mode; leaves no trace in the model."""

@@ -154,7 +154,7 @@ def _attacked(
 ) -> dict[str, Any]:  # fmt: skip
     """The record of an evaluation that is made now, or resumed; its outcome is on disk, in full, when this returns."""
     partial, names = folder / PARTIAL_FILE, [name for name, _ in attack.stages()]
-    mark = " ".join([evaluation.fingerprint, *digests.values(), *names])
+    mark = " ".join([evaluation.fingerprint, *digests.values(), *names, *evaluation.config.get("metric", {})])  # rows are in their order
 
     def save(outcome: Outcome) -> None:
         arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
@@ -234,8 +234,6 @@ def _images(data: ImageSet) -> torch.Tensor:
 def check_choice(cfg: DictConfig, attack: Attack) -> None:
     """Stop, before anything is loaded, if the images cannot be chosen so."""
     more = cfg.attack_misclassified
-    require(isinstance(more, bool), "attack_misclassified", "true or false", more)
-    require(isinstance(cfg.without_noise, bool), "without_noise", "true or false", cfg.without_noise)
     require(not more or len(attack.stages()) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", more)
     for key in ("test_first", "keep_features"):
         counted = isinstance(cfg[key], int) and not isinstance(cfg[key], bool) and cfg[key] >= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robustbench_lab.config import compose
+from robustbench_lab.config import check_flags, compose
 from robustbench_lab.errors import LabError
 from robustbench_lab.grid import chosen_tables
 from robustbench_lab.jobs.tables import filled, write
@@ -42,6 +43,7 @@ def sweep(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -
 
 
 def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
+    check_flags(cfg)
     output_root = Path(cfg.output_root).absolute()
     tables = chosen_tables(cfg.tables, cfg.table_profile)
     plan = plan_of((cell for _, cells in filled(tables, output_root) for cell in cells), output_root)
@@ -172,7 +174,7 @@ def _first_line(error: Exception) -> str:
 
 def _quoted(path: Path) -> str:
     """A text as Hydra's grammar takes it, whatever is in it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), str(path)).replace("${", "\\${") + "'"
 
 
 def _written(file: Path) -> int | None:

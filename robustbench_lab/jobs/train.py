@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.batches import split_validation
-from robustbench_lab.checkpoints import CHECKPOINT_FILE, MODEL_FILE, load_state, load_weights, read_tensors, save_state, write_tensors
+from robustbench_lab.checkpoints import CHECKPOINT_FILE, load_state, load_weights, read_tensors, save_state, write_tensors
 from robustbench_lab.config import Run, build, current_choices, dataset_of, plain, run_of
 from robustbench_lab.datasets.base import Dataset
 from robustbench_lab.defenses.base import Defense
@@ -23,8 +23,19 @@ from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Classifier, Defended, Normalise
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.records import ERROR_FILE, RUN_FILE, SCHEMA, commit, locked, provenance, read_json, storing, write_bytes, write_json
-from robustbench_lab.threats import require
+from robustbench_lab.records import (
+    ERROR_FILE,
+    MODEL_FILE,
+    RUN_FILE,
+    SCHEMA,
+    commit,
+    locked,
+    provenance,
+    read_json,
+    storing,
+    write_bytes,
+    write_json,
+)
 from robustbench_lab.training import Recipe, State, fit
 
 log = logging.getLogger("robustbench_lab")
@@ -35,7 +46,6 @@ Row = dict[str, Any]  # of a training's history: the numbers of one epoch
 
 
 def main(cfg: DictConfig) -> None:
-    require(isinstance(cfg.tensorboard, bool), "tensorboard", "true or false", cfg.tensorboard)
     train(cfg, run_of(cfg, current_choices()), tensorboard=cfg.tensorboard)
 
 
@@ -64,8 +74,9 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
             if tensorboard:
                 _write_events(folder)
             return folder
+        (folder / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
         if cfg.force:
-            for name in (RUN_FILE, CHECKPOINT_FILE, MODEL_FILE):
+            for name in (CHECKPOINT_FILE, MODEL_FILE):
                 (folder / name).unlink(missing_ok=True)
             if (folder / EVENTS_FOLDER).exists():
                 shutil.rmtree(folder / EVENTS_FOLDER)
@@ -84,6 +95,9 @@ def _unforced(cfg: DictConfig) -> DictConfig:
 
 def _finished(folder: Path) -> bool:
     if not (folder / RUN_FILE).exists():
+        return False
+    if not (folder / MODEL_FILE).exists():
+        log.warning("trained again: %s is gone", folder / MODEL_FILE)
         return False
     try:
         read_json(folder / RUN_FILE)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustbench_lab.metrics.empirical_robustness import empirical_robustness, empirical_robustness_as_published
 from robustbench_lab.metrics.loss_sensitivity import loss_sensitivity, loss_sensitivity_as_published
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set, distance_to_training_set_as_published
-from robustbench_lab.threats import require
+from robustbench_lab.threats import require_flag
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Measure(ABC):
     as_published: bool
 
     def __post_init__(self) -> None:
-        require(isinstance(self.as_published, bool), "as_published", "true or false", self.as_published)
+        require_flag(self.as_published, "as_published")
 
     @property
     def minimal(self) -> bool:

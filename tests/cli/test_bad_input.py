@@ -74,6 +74,27 @@ def test_a_word_that_the_verb_does_not_have(refused, verb, word, remedy):
     assert remedy in message
 
 
+@pytest.mark.parametrize(
+    ("verb", "word"),
+    [
+        ("train", "force=no"),  # a text for Hydra, and a text is true
+        ("train", "tensorboard=1"),
+        ("train", "data.download=off"),
+        ("train", "training.flip=no"),
+        ("train", "training.compile=0"),
+        ("evaluate", "force=off"),
+        ("evaluate", "without_noise=no"),
+        ("evaluate", "attack_misclassified=no"),
+        ("reproduce", "plan=no"),
+        ("reproduce", "report=no"),
+    ],
+)
+def test_a_flag_is_true_or_false(refused, trained, tiny, verb, word):
+    key, _, value = word.partition("=")
+    words = [] if verb == "reproduce" else [*tiny, "seed=1"] if key.startswith("training.") else tiny
+    assert f"error: {key}: expected true or false, got {value if value.isdigit() else repr(value)}" in refused(verb, *words, word)
+
+
 def test_unknown_key_of_a_group(refused):
     assert "training.epoch" in refused("train", "training.epoch=3", status=1)
     assert "'stepz'" in refused("evaluate", "attack.stepz=3", status=1)
@@ -108,6 +129,7 @@ def test_unparsable_override(refused):
         (["threat_model=black_queries", "threat_model.answers=some"], "threat_model.answers", "'some'"),
         (["batch_size=0"], "batch_size", "0"),
         (["device=tpu"], "device", "'tpu'"),
+        (["device=mps"], "device", "'mps'"),
         (["device=cuda:99"], "device", "'cuda:99'"),
         (["dataset.test_size=0"], "dataset.test_size", "0"),
         (["attack._target_=os.system"], "attack._target_", "'os.system'"),
@@ -124,6 +146,7 @@ def test_evaluate_names_the_key_and_what_came(refused, trained, tiny, words, key
     ("words", "key", "came"),
     [
         (["training.epochs=0"], "training.epochs", "0"),
+        (["training=adv_bnn", "training.schedule.milestones=80"], "training.schedule.milestones", "80"),
         (["training.epochs=2.5"], "training.epochs", "2.5"),
         (["training.batch_size=0"], "training.batch_size", "0"),
         (["training.precision=fp8"], "training.precision", "'fp8'"),
@@ -304,6 +327,16 @@ def test_a_damaged_run_is_named_and_finished_again(lab, trained, tiny):
     assert ended.status == 0, ended.err
     assert f"trained again: {path}" in ended.err
     assert json.loads(path.read_text())["model_digest"] == digest
+
+
+def test_weights_that_are_gone_are_trained_again(lab, trained, tiny):
+    """As the error that names damaged ones says."""
+    weights = (trained / "model.safetensors").read_bytes()
+    (trained / "model.safetensors").unlink()
+    ended = lab("train", *tiny)
+    assert ended.status == 0, ended.err
+    assert f"trained again: {trained / 'model.safetensors'} is gone" in ended.err
+    assert (trained / "model.safetensors").read_bytes() == weights
 
 
 def test_a_damaged_partial_outcome_is_not_believed(lab, trained, tiny):

@@ -10,6 +10,7 @@ from robustbench_lab.config import compose, run_of
 from robustbench_lab.jobs import train
 from robustbench_lab.models import Defended
 from robustbench_lab.noise import noise_layers
+from robustbench_lab.records import MODEL_FILE
 
 CPU = torch.device("cpu")
 # Trained for 3 epochs; Learn2Perturb's noise begins in the second, so that the checkpoint of the first holds a network without it.
@@ -45,7 +46,7 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
     assert all(layer.active for layer in noise_layers(model))
     fresh = train.objects(run)[1]
     assert not torch.equal(predicted(model), predicted(fresh))
-    tensors, _ = read_tensors(run.folder(outputs) / train.MODEL_FILE)
+    tensors, _ = read_tensors(run.folder(outputs) / MODEL_FILE)
     assert any(EXTRA[name] in key for key in tensors)
 
     other = tmp_path / "interrupted"

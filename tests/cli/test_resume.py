@@ -161,6 +161,27 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_outcome(lab, outputs, tra
     assert not (folder / "outcome.partial.npz").exists()
 
 
+def test_metrics_in_another_order_keep_their_values(lab, trained, tiny, monkeypatch):
+    """One evaluation, whatever the order; the values of a partial outcome stand in the order that it was asked for."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def command(*metrics: str) -> list[str]:
+        return ["evaluate", *tiny, "attack=fgsm", "panel=none", f"metric=[{','.join(metrics)}]"]
+
+    assert lab(*command("loss_sensitivity", "training_set_distance")).status == 0
+    (path,) = trained.glob("evaluate/*/record.json")
+    expected = json.loads(path.read_text())["metrics"]
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("robustbench_lab.jobs.evaluate.record_of", stop)
+        assert lab(*command("loss_sensitivity", "training_set_distance")).status == 130
+    assert path.with_name("outcome.partial.npz").exists()
+    assert lab(*command("training_set_distance", "loss_sensitivity")).status == 0
+    assert json.loads(path.read_text())["metrics"] == expected
+
+
 def test_a_partial_outcome_of_other_weights_is_not_gone_on_from(lab, trained, tiny):
     command = ["evaluate", *tiny, "attack=fgsm"]
     assert lab(*command).status == 0
