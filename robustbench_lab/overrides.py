@@ -34,6 +34,12 @@ def readable(override: str) -> str:
     return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
 
 
+def quoted(text: object) -> str:
+    """A text as Hydra's grammar takes it, whatever is in it: its quotes escape what ends it, and `${` would be looked up."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), str(text))
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
 @functools.lru_cache(maxsize=10_000)
 def parsed(override: str) -> Override:
     """A word of the command line, read by Hydra's grammar."""

@@ -35,7 +35,7 @@ from robustbench_lab.config import (
     with_fractions,
 )
 from robustbench_lab.errors import LabError
-from robustbench_lab.overrides import merged_overrides, readable, train_overrides
+from robustbench_lab.overrides import merged_overrides, parsed, quoted, readable, train_overrides
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = ("dataset", "backbone", "defense", "training", "profile", "attack", "budget", "threat_model", "panel")
@@ -234,6 +234,12 @@ def test_plain_resolves_and_names_what_is_missing():
 )  # fmt: skip
 def test_merged_overrides(base, more, expected):
     assert merged_overrides(base, more) == expected
+
+
+@pytest.mark.parametrize("path", ["/a b=c,d", "/o\\x", "/it's", "/a\\'b", "/end\\", "/${x}", "/x\\\\y", "/{[(:"])
+def test_any_path_is_a_word_for_a_job(path):
+    value = parsed(f"output_root={quoted(path)}").value()
+    assert OmegaConf.create({"output_root": value}).output_root == path
 
 
 def test_train_overrides_are_those_that_describe_a_run():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.grid import chosen_tables
 from robustbench_lab.jobs.tables import filled, write
 from robustbench_lab.multirun import lost
+from robustbench_lab.overrides import quoted
 from robustbench_lab.planning import Job, duration, plan_of
 from robustbench_lab.records import ERROR_FILE, storing
 
@@ -133,7 +133,7 @@ class Launches:
         here = {key: OmegaConf.select(self.cfg, key) for key in keys}
         changed = [f"{key}={str(value).lower()}" for key, value in here.items() if value != OmegaConf.select(usual, key)]
         folders = {"output_root": self.cfg.output_root, "data.root": self.cfg.data.root}
-        places = [*changed, *(f"{key}={_quoted(Path(value).absolute())}" for key, value in folders.items())]
+        places = [*changed, *(f"{key}={quoted(Path(value).absolute())}" for key, value in folders.items())]
         return [[*job.words, *places] for job in jobs]
 
 
@@ -170,11 +170,6 @@ def _all_awaited(launcher: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _quoted(path: Path) -> str:
-    """A text as Hydra's grammar takes it, whatever is in it."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), str(path)).replace("${", "\\${") + "'"
 
 
 def _written(file: Path) -> int | None:
