@@ -101,7 +101,7 @@ def _checked(claim: Claim, cells: Mapping[str, Cell]) -> CheckedClaim:
         assert sides is not None, "read_table checks it"
         left, right = (_side(side, cells) for side in (sides[0], sides[2]))
         measured = left.value is not None and right.value is not None
-        apart = (left.value or 0) - (right.value or 0)
+        apart = round((left.value or 0) - (right.value or 0), 9)  # 15 is no less than 14 + 1, whatever floats make of that
         verdicts.append(SIGNS[sides[1]](apart, 0) if measured else None)
         near.append(measured and abs(apart) <= math.hypot(left.chance, right.chance))
         said = {True: "yes", False: "no", None: "not measured"}[verdicts[-1]] + (WITHIN_CHANCE if near[-1] else "")

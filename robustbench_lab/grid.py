@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustbench_lab.claims import Claim
+from robustbench_lab.claims import Claim, cells_in
 from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
 from robustbench_lab.overrides import merged_overrides
@@ -215,9 +215,10 @@ def reshaped(table: Table, profile: str) -> Table:
     if table.figure.get("kind") == "curves" and rules.curve_points is not None:
         last = len(columns) - 1
         columns = [columns[i] for i in sorted({round(i * last / (rules.curve_points - 1)) for i in range(rules.curve_points)})]
-    kept = {column.label for column in columns}
-    exceptions = [exception for exception in table.exceptions if exception["column"] in kept]
+    exceptions = [exception for exception in table.exceptions if any(fits(column.label, exception["column"]) for column in columns)]
+    cells = {f"{row.label} / {column.label}" for row in table.rows for column in columns}
+    claims = [claim for claim in table.claims if all(cells.issuperset(cells_in(comparison) or ()) for comparison in claim.holds_if)]
     published = table.published
     if len(columns) < len(table.columns) and published["kind"] == "exact":
         published = {"kind": "none"}
-    return replace(table, profile=profile, rules=rules, columns=columns, exceptions=exceptions, published=published)
+    return replace(table, profile=profile, rules=rules, columns=columns, exceptions=exceptions, claims=claims, published=published)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from robustbench_lab.pages import PROFILES, footnote_letters, number, origins, short
@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 def latex(table: Table, cells: Sequence[Cell]) -> str:
     """A booktabs tabular: ours with its interval, the published figure in brackets, letters for footnotes below it."""
     letters = footnote_letters(cells)
-    head = " & ".join(_tex(label) for label in [table.corner, *(column.label for column in table.columns)])
-    body = [
-        " & ".join([_tex(row.label), *(_latex_cell(cell, letters) for cell in cells if cell.row == row.label)]) + r" \\"
-        for row in table.rows
-    ]
+    head = _line(_tex(label) for label in [table.corner, *(column.label for column in table.columns)])
+    body = [_line([_tex(row.label), *(_latex_cell(cell, letters) for cell in cells if cell.row == row.label)]) for row in table.rows]
     sizes = sorted({cell.record["n"] for cell in cells if cell.record})
     some = ", of which those that count where figures are not in percent" if table.averages else ""
     about = f"Ours, 95\\% interval in small print, published figure in brackets; n = {', '.join(map(str, sizes)) or '-'} test images{some}."
@@ -33,12 +30,18 @@ def latex(table: Table, cells: Sequence[Cell]) -> str:
         [
             f"% {table.title} ({PROFILES[table.profile]}); needs booktabs",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-            r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule",
+            r"\toprule", head, r"\midrule", *body, r"\bottomrule",
             rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {profile}{about}}} \\",
             *(rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {note}}} \\" for note in notes),
             r"\end{tabular}", "",
         ]
     )  # fmt: skip
+
+
+def _line(entries: Iterable[str]) -> str:
+    """A row; a label that begins with [ or * would else be an argument of what ends the line above."""
+    line = " & ".join(entries) + r" \\"
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def _latex_cell(cell: Cell, letters: Mapping[str, str]) -> str:

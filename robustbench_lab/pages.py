@@ -245,6 +245,7 @@ def _training(folder: Path) -> list[str]:
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    head, *body = ([entry.replace("|", r"\|") for entry in row] for row in [head, *body])
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:

@@ -47,11 +47,14 @@ def check(table: Table, path: Path) -> None:
     run = [row.label for row in table.rows if row.not_run is None]
     for i, exception in enumerate(table.exceptions):
         require(isinstance(exception, Mapping), path, f"exceptions[{i}]", "row, column, overrides", exception)
+        for axis in ("row", "column"):
+            told = exception.get(axis, "")
+            require(isinstance(told, str), path, f"exceptions[{i}].{axis}", "a text, in quotes if it looks like a number", told)
         complete = set(exception) == {"row", "column", "overrides"} and all(
-            any(fits(label, str(exception[axis])) for label in labels[f"{axis}s"]) for axis in ("row", "column")
+            any(fits(label, exception[axis]) for label in labels[f"{axis}s"]) for axis in ("row", "column")
         )
         require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
-        some = any(fits(label, str(exception["row"])) for label in run)
+        some = any(fits(label, exception["row"]) for label in run)
         require(some, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
     _check_words(table, path)
     _check_measured(table, path)

@@ -4,8 +4,9 @@
     python scripts/publish_reference.py efficient_defenses/table1 [--profile quick] [--suffix nvidia-h200]
 
 Writes the table's .md, .csv and .tex, and its figure, anew from the records, and copies for each run and evaluation behind its cells
-run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure (not the weights). Stops if a cell is missing, or
-if a model was trained or attacked with uncommitted changes in the code.
+run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure where there are some (not the weights). What was
+published before stays until all of it is there. Stops if a cell is missing, or if a model was trained or attacked with uncommitted changes
+in the code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from robustbench_lab.config import compose, plain, project_path
 from robustbench_lab.grid import read_table, reshaped
@@ -40,18 +42,22 @@ def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference
     kinds = ("md", "csv", "tex", *(("png", "svg") if table.figure else ()))
     if absent := [kind for kind in kinds if not written.with_name(f"{written.name}.{kind}").exists()]:
         raise SystemExit(f"error: {name} could not be drawn: {', '.join(absent)} are missing")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for kind in kinds:
-        shutil.copy(written.with_name(f"{written.name}.{kind}"), target)
-    for run in runs.values():
-        copy(run.folder(output_root), target / "runs", (RUN_FILE, "metrics.jsonl"))
-    for cell in cells:
-        if cell.evaluation is None:
-            continue
-        folder = cell.evaluation.folder(output_root)
-        drawn_from = DRAWN_FROM.get(table.figure.get("kind", ""), ())
-        copy(folder, target / "runs" / folder.parent.parent.name / "evaluate", (RECORD_FILE, OUTCOME_FILE, *drawn_from))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as beside:  # what is published stays until all of the new is there
+        new = Path(beside) / target.name
+        new.mkdir()
+        for kind in kinds:
+            shutil.copy(written.with_name(f"{written.name}.{kind}"), new)
+        for run in runs.values():
+            copy(run.folder(output_root), new / "runs", (RUN_FILE, "metrics.jsonl"))
+        for cell in cells:
+            if cell.evaluation is None:
+                continue
+            folder = cell.evaluation.folder(output_root)
+            pictures = [name for name in DRAWN_FROM.get(table.figure.get("kind", ""), ()) if (folder / name).exists()]
+            copy(folder, new / "runs" / folder.parent.parent.name / "evaluate", (RECORD_FILE, OUTCOME_FILE, *pictures))
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
     return target
 
 

@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from robustbench_lab import expansion, grid
-from robustbench_lab.claims import sides_of
+from robustbench_lab.claims import claims_of, sides_of
 from robustbench_lab.config import CONF, compose, evaluation_of, run_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.expansion import Expansion
 from robustbench_lab.grid import chosen_tables, read_table, reshaped
+from robustbench_lab.jobs.tables import cells_of
 from robustbench_lab.overrides import readable
 from robustbench_lab.profiles import PROFILES, Rules
 
@@ -156,6 +157,29 @@ def test_smoke_leaves_the_ends_of_a_curve(written):
     assert reshaped(table, "quick").columns == table.columns
 
 
+def test_exceptions_by_globs_stay_with_the_columns_that_they_fit(written):
+    exceptions = [{"row": "plain", "column": column, "overrides": ["seed=1"]} for column in ("0.1", "0.2*", "*.4", "*")]
+    table = reshaped(read_table(curves(written, "0.1", "0.2", "0.3", "0.4", exceptions=exceptions)), "smoke")
+    assert [exception["column"] for exception in table.exceptions] == ["0.1", "*.4", "*"]
+
+
+def test_smoke_attacks_random_models_by_attacks_for_these():
+    table = reshaped(read_table("quick/cifar10_resnet20"), "smoke")
+    attacks = {(row.label, column.label): word for row, column, words in table.words() for word in words if word.startswith("attack=")}
+    for row in ("PNI-W", "L2P"):
+        assert {attacks[row, column] for column in ("strongest", "strongest, mean of draws")} == {"attack=strongest_rand"}
+    assert attacks["FM", "strongest"] == "attack=strongest"
+
+
+def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
+    """Those that deny a sign of obfuscated gradients are checked under every profile."""
+    held = ["plain / 0.4 < plain / 0.1", "plain / 0.1 > 5"]
+    claims = [{"text": "t", "source": "s", "sign": "1", "holds_if": holds} for holds in (held, [*held, "plain / 0.2 < plain / 0.1"])]
+    table = reshaped(read_table(curves(written, "0.1", "0.2", "0.3", "0.4", claims=claims)), "smoke")
+    assert [claim.holds_if for claim in table.claims] == [held]
+    assert [claim.verdict for claim in claims_of(table, cells_of(table, tmp_path))] == ["not measured"]
+
+
 @pytest.mark.parametrize(
     ("figure", "labels", "message"),
     [
@@ -259,6 +283,14 @@ CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain 
         ({"columns": [{"label": "a", "colour": "red"}]}, r"columns\[0\]: got an unexpected keyword argument 'colour'"),
         ({"published": {"kind": "exact", "source": "x", "band": 1, "values": 5}}, "published.values: expected 2 rows of 2, got 5"),
         ({"exceptions": ["foo"]}, r"exceptions\[0\]: expected row, column, overrides, got 'foo'"),
+        (
+            {"columns": [{"label": "0.1"}, {"label": "0.2"}], "exceptions": [{"row": "plain", "column": 0.2, "overrides": ["seed=1"]}]},
+            r"grid.yaml:\d+: exceptions\[0\].column: expected a text, in quotes if it looks like a number, got 0.2",
+        ),
+        (
+            {"rows": [{"label": "1"}, {"label": "2"}], "exceptions": [{"row": 2, "column": "FGSM", "overrides": ["seed=1"]}]},
+            r"grid.yaml:\d+: exceptions\[0\].row: expected a text, in quotes if it looks like a number, got 2",
+        ),
         ({"claims": [{**CLAIM, "holds_if": [5]}]}, r"claims\[0\].holds_if: expected such as"),
         ({"overrides": ["metric=[loss_sensitivity,nonsense]"]}, "expected metric to be one of .*, got .*nonsense"),
         ({"claims": [{"text": "x"}]}, "missing 2 required keyword-only arguments: 'source' and 'holds_if'"),
@@ -344,8 +376,6 @@ def test_a_row_that_is_not_run_has_no_words(written):
 
 
 def test_means_over_runs_need_an_attack_that_is_repeated(written, tmp_path):
-    from robustbench_lab.jobs.tables import cells_of
-
     name = written(columns=[{"label": "PGD", "metric": "accuracy_of_runs", "overrides": ["attack=pgd"]}], published={"kind": "none"})
     with pytest.raises(LabError, match=r"paper/grid.yaml: plain / PGD: accuracy_of_runs needs an attack that is repeated.*got attack=pgd$"):
         cells_of(read_table(name), tmp_path)
@@ -363,8 +393,6 @@ def test_the_line_of_a_wrong_key_is_named(written):
 
 
 def test_a_table_may_ask_for_metrics(written):
-    from robustbench_lab.jobs.tables import cells_of
-
     cells = cells_of(read_table(written(overrides=["backbone=small_cnn", "attack=fgsm", "metric=[loss_sensitivity]"])), Path("/nowhere"))
     assert list(cells[0].evaluation.config["metric"]) == ["loss_sensitivity"]
 
@@ -468,8 +496,6 @@ def test_two_tables_with_one_name_or_title(written):
 
 
 def test_the_file_of_a_cell_that_cannot_be_composed_is_named(written, tmp_path):
-    from robustbench_lab.jobs.tables import cells_of
-
     name = written(columns=[{"label": "PGD", "overrides": ["attack=pgd", "attack.stepz=4"]}], published={"kind": "none"})
     with pytest.raises(LabError, match=r"paper/grid.yaml: plain / PGD: .*stepz"):
         cells_of(read_table(name), tmp_path)

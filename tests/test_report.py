@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from robustbench_lab import expansion, grid
-from robustbench_lab.config import compose, evaluation_of
+from robustbench_lab.config import CONF, compose, evaluation_of
 from robustbench_lab.figures.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart
 from robustbench_lab.figures.entries import Ball
 from robustbench_lab.figures.pictures import examples_of
@@ -250,6 +250,44 @@ def test_a_quick_table_says_so_in_large_letters(cells, outputs):
     assert "FGSM leaves" not in page.words, "findings speak of the real figures"
 
 
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [
+        (["defense=fm", "defense.start_epoch=2"], ["defense=fm_quick"]),
+        (["defense=fm_quick", "defense.start_epoch=20"], ["defense=fm"]),
+        (["attack=pgd", "attack.steps=100", "attack.relative_step_size=0.05", "attack.restarts=2"], ["attack=pgd100"]),
+    ],
+)
+def test_a_record_made_by_other_words_of_the_same_content_is_shown(cells, outputs, words, recorded):
+    (cell,) = cells(rows=[{"label": "FM", "overrides": words}], columns=[{"label": "robust"}], published={"kind": "none"},
+                    claims=[], findings=[])  # fmt: skip
+    words = (*TABLE["overrides"], *recorded)
+    cfg, choices = composed("evaluate", words)
+    evaluation = evaluation_of(cfg, choices, words)
+    assert evaluation.fingerprint == cell.evaluation.fingerprint
+    assert (evaluation.name, evaluation.run.name) != (cell.evaluation.name, cell.evaluation.run.name)
+    fake.train(evaluation.run, outputs)
+    fake.evaluate(evaluation, outputs, 9, 8)
+    assert page_of(outputs).table("Ours")[1] == ["FM", "80.00 49.02 to 94.33"]
+
+
+def test_the_class_behind_a_choice_is_the_one_that_hydra_composes():
+    """Of every file that inherits it, one of each group at a time."""
+    heirs = {
+        group: [file.stem for file in sorted((CONF / group).glob("*.yaml")) if "\n_target_:" not in file.read_text()]
+        for group in report.CLASSES
+    }
+    assert heirs["defense"]
+    while any(heirs.values()):
+        words = [f"{group}={names.pop()}" for group, names in heirs.items() if names]
+        cfg, _ = compose("evaluate", words)
+        for word in words:
+            group = word.partition("=")[0]
+            assert report.class_of(word) == (group, cfg[group]["_target_"])
+    assert report.class_of("attack='pgd100'") == report.class_of("attack=pgd")
+    assert report.class_of("+attack@attack.attacks.square=square") is None
+
+
 def test_the_paper_comes_before_its_smaller_profiles(cells, outputs):
     for profile in ("smoke", "paper"):
         fill(cells(profile=profile)[1], outputs, 9, 8)
@@ -355,7 +393,7 @@ def test_runs_quoted_figures_and_rows_that_are_not_run(cells, outputs):
         "linf 0.1",
         "pgd_fm_five",
         "80.03",
-        "60.00",
+        "80.00",
         "pgd_fm_five",
         "60.00",
         "-20.03",
@@ -412,6 +450,52 @@ def test_a_model_has_the_name_of_its_column_where_rows_are_attacks(cells, output
     page = page_of(outputs)
     assert [row[0] for row in page.table("Robust accuracy where")[1:]] == ["A", "B"]
     assert page.table("Robust accuracy where")[1] == ["A", "linf 0.1", "pgd", "60.00", "pgd", "60.00", "+0.00"]
+
+
+def test_a_mean_stands_beside_the_papers_mean(cells, outputs):
+    """75 % over the draws, 60 % in every draw; the paper counts as the table does, the strongest attack as the verdict does."""
+    columns = [{"label": "FGSM", "metric": "robust_accuracy_mean"}]
+    published = {"kind": "exact", "source": "Table 9", "band": 1, "values": [[77.5], [None]]}
+    found = cells(columns=columns, published=published, claims=[], findings=[])
+    fill(found[0], outputs, 9, 6, draws={"count": 10, "clean_accuracy_mean": 0.9, "robust_accuracy_mean": 0.75})
+    page = page_of(outputs)
+    assert page.table("Robust accuracy where")[1] == ["plain", "linf 0.1", "fgsm", "77.50", "75.00", "fgsm", "60.00", "-17.50"]
+    assert "plain: paper 77.50, ours 75.00, strongest attack (fgsm) 60.00" in page.text
+    told = "under the strongest attack only images count that are right in every one of them."
+    assert page.words.count(told) == 2, "below the chart and the table"
+    fill(cells()[1], outputs, 9, 8)
+    assert "over draws or runs" not in page_of(outputs).words
+
+
+def test_a_model_without_its_noise_is_another_model(cells, outputs):
+    """Each with its own paper's figure, its own strongest attack and the name of its row."""
+    noisy, silent = ["defense=pni"], ["defense=pni", "without_noise=true"]
+    rows = [{"label": "PNI", "overrides": noisy}, {"label": "PNI, silent", "overrides": silent}]
+    published = {"kind": "exact", "source": "Table 9", "band": 1, "values": [[None, 45], [None, 30]]}
+    found = cells(rows=rows, published=published, claims=[], findings=[])
+    fake.draw_examples(fill(found[1], outputs, 9, 8, panel=fake.panel("with")))
+    fake.draw_examples(fill(found[3], outputs, 9, 5, panel=fake.panel("without")))
+    other(outputs, 9, 6, *noisy, "attack=pgd")
+    other(outputs, 9, 2, *silent, "attack=pgd100")
+    page = page_of(outputs)
+    assert page.table("Robust accuracy where")[1:] == [
+        ["PNI", "linf 0.1", "fgsm", "45.00", "80.00", "pgd", "60.00", "+15.00"],
+        ["PNI, silent", "linf 0.1", "fgsm", "30.00", "50.00", "pgd100", "20.00", "-10.00"],
+    ]
+    assert [row[0] for row in page.table("Masking panel")[1:]] == ["PNI", "PNI, silent"]
+    assert [told for level, told in page.headings if level == 5] == [f"{name}, fgsm, white, linf 0.1" for name in ("PNI", "PNI, silent")]
+    assert "of 2 of 2 models" in page.words
+    assert [row[0] for row in page.table("Training")[1:]] == ["PNI"], "one run"
+
+
+def test_a_model_without_its_noise_is_told_from_it_where_rows_are_no_models(cells, outputs):
+    rows = [{"label": label, "overrides": ["defense=pni", *words]} for label, words in (
+        ("FGSM", ["attack=fgsm"]), ("PGD", ["attack=pgd"]), ("PGD, silent", ["attack=pgd", "without_noise=true"]),
+    )]  # fmt: skip
+    for cell in cells(rows=rows, columns=[{"label": "robust"}], published={"kind": "none"}, claims=[], findings=[]):
+        fill(cell, outputs, 9, 8)
+    names = [row[0] for row in page_of(outputs).table("Robust accuracy where")[1:]]
+    assert names == ["pni", "pni without noise"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_records
 import numpy as np
 import pytest
 
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.grid import read_table
+from robustbench_lab.jobs.tables import cells_of
 from robustbench_lab.models import Defended
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -80,6 +83,51 @@ def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):
     assert "smoke/digits misses 10 cells, the first is undefended, clean; run make reproduce-tables" in ended.stderr
     ended = script("publish_reference.py", "efficient_defenses/table1", "--profile", "quick")
     assert "the first is CNN+ReLU, CNN+ReLU; run make reproduce-tables TABLES=efficient_defenses/table1 PROFILE=quick" in ended.stderr
+
+
+@pytest.fixture
+def figure_with_one_picture(written, monkeypatch, tmp_path) -> list[Path]:
+    """A measured table of planes, of which only the first row's evaluation has one; the folders of its evaluations."""
+    monkeypatch.setenv("ROBUSTBENCH_LAB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.syspath_prepend(SCRIPTS)
+    name = written(columns=[{"label": "FGSM"}], figure={"kind": "planes"}, published={"kind": "none"})
+    cells = cells_of(read_table(name), tmp_path / "outputs")
+    fake_records.fill_plausibly(cells, tmp_path / "outputs")
+    folders = [cell.evaluation.folder(tmp_path / "outputs") for cell in cells]
+    x, y = np.meshgrid(np.linspace(0, 1, 11), np.linspace(0, 1, 11))
+    points = np.stack([x.ravel(), y.ravel()], 1)
+    labels = np.arange(len(points)) % 2
+    np.savez(folders[0] / "plane.npz", probability=x, points=points, labels=labels, extra=points, extra_labels=labels)
+    for folder in folders:
+        np.savez(folder / "outcome.npz", robust=np.zeros(3))
+    return folders
+
+
+def test_publish_copies_pictures_where_there_are_some(figure_with_one_picture, tmp_path):
+    publish = importlib.import_module("publish_reference").publish
+    target = publish("paper/grid", "paper", "", True, tmp_path / "reference")
+    assert target == tmp_path / "reference" / "paper" / "grid"
+    first, second = (target / "runs" / folder.parents[1].name / "evaluate" / folder.name for folder in figure_with_one_picture)
+    assert {file.name for file in first.iterdir()} == {"record.json", "outcome.npz", "plane.npz"}
+    assert {file.name for file in second.iterdir()} == {"record.json", "outcome.npz"}
+    assert {file.name for file in first.parents[1].iterdir()} == {"run.json", "metrics.jsonl", "evaluate"}
+    assert {file.name for file in target.iterdir()} == {"grid.md", "grid.csv", "grid.tex", "grid.png", "grid.svg", "runs"}
+
+
+def test_publish_leaves_what_was_published_until_all_is_there(figure_with_one_picture, tmp_path):
+    publish = importlib.import_module("publish_reference").publish
+    before = tmp_path / "reference" / "paper" / "grid" / "of_before.md"
+    before.parent.mkdir(parents=True)
+    before.touch()
+    outcome = figure_with_one_picture[1] / "outcome.npz"
+    outcome.rename(outcome.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=r"outcome\.npz"):
+        publish("paper/grid", "paper", "", True, tmp_path / "reference")
+    assert [path.name for path in (tmp_path / "reference").rglob("*")] == ["paper", "grid", "of_before.md"]
+    outcome.with_name("elsewhere").rename(outcome)
+    publish("paper/grid", "paper", "", True, tmp_path / "reference")
+    assert not before.exists()
+    assert [path.name for path in (tmp_path / "reference" / "paper").iterdir()] == ["grid"]
 
 
 def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):

@@ -627,6 +627,18 @@ def test_claims_are_checked_on_our_figures(written, outputs, comparisons, verdic
     assert "LS_0.9 / clean (90.00)" in page
 
 
+@pytest.mark.parametrize(("comparison", "verdict"), [
+    ("plain / clean >= plain / FGSM + 1", "holds"),  # 15.0 against 15.000000000000002
+    ("plain / clean > plain / FGSM + 1", "does not hold"),
+    ("plain / clean - plain / FGSM <= 1", "holds"),
+])  # fmt: skip
+def test_a_claim_at_its_boundary_is_not_decided_by_rounding(written, outputs, comparison, verdict):
+    """15 of 100 and 14 of 100."""
+    name = written(claims=[claim(comparison)], published={"kind": "none"})
+    fill(cells_of(read_table(name), outputs)[1], outputs, 15, 14, n=100)
+    assert f"- **{verdict}** (within chance): " in pages(name, outputs)[0]
+
+
 @pytest.mark.parametrize(("n", "comparisons", "told"), [
     (10, ["LS_0.9 / FGSM < LS_0.9 / clean"], "holds** (within chance)"),  # 9 and 8 of 10: 59.6 to 98.2, 49.0 to 94.3
     (1000, ["LS_0.9 / FGSM < LS_0.9 / clean"], "holds**"),  # 90.0 ± 1.9, 80.0 ± 2.5: 10 points against 3.1
@@ -726,6 +738,23 @@ def test_deviations_of_the_real_settings_are_not_told_of_others(written, outputs
 def test_labels_are_escaped_for_latex(written, outputs):
     name = written(rows=[{"label": r"L^2 {50 %} ~ \a"}], published={"kind": "none"})
     assert r"L\textasciicircum{}2 \{50 \%\} \textasciitilde{} \textbackslash{}a & " in pages(name, outputs)[2]
+
+
+@pytest.mark.parametrize("label", ["[1.5] wide", "* of ours"])
+def test_a_label_is_no_argument_of_the_line_above(written, outputs, label):
+    r"""LaTeX looks for `*` and `[` after `\\`, for `[` after `\midrule` and `\toprule`."""
+    name = written(corner=label, rows=[{"label": "plain"}, {"label": label}], published={"kind": "none"})
+    lines = pages(name, outputs)[2].splitlines()
+    assert f"{{}}{label} & - & - \\\\" in lines
+    assert f"{{}}{label} & clean & FGSM \\\\" in lines
+    assert r"plain & - & - \\" in lines
+
+
+def test_a_bar_in_a_label_is_no_border_of_a_markdown_cell(written, outputs):
+    name = written(rows=[{"label": "a | b"}, {"label": "c"}], published={"kind": "none"})
+    page = pages(name, outputs)[0]
+    assert r"| a \| b  | -     | -    |" in page
+    assert "| c       | -     | -    |" in page, "as wide as it is written"
 
 
 def test_a_record_that_says_less_of_its_origin_is_shown(written, outputs):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from robustbench_lab.figures.charts import Pair, Point, Reach
 from robustbench_lab.figures.entries import Ball, Entry, Panel, Trained
@@ -14,7 +14,7 @@ from robustbench_lab.pages import footnote_letters
 
 if TYPE_CHECKING:
     from robustbench_lab.claims import CheckedClaim
-    from robustbench_lab.config import Evaluation, Run
+    from robustbench_lab.config import Evaluation
     from robustbench_lab.grid import Table
     from robustbench_lab.jobs.tables import Cell
 
@@ -27,25 +27,31 @@ PANEL = {
 }  # fmt: skip
 
 
+class Model(NamedTuple):
+    """What is attacked: a run, by its fingerprint, as it was trained or with its noise switched off."""
+
+    run: str
+    without_noise: bool
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """One model in one ball, seen by the attacker: the paper's attack, and the strongest attack of all records."""
+    """One model in one ball, seen by the attacker: the paper's attack, as `cell` shows it, and the strongest attack of all records."""
 
     model: str
     ball: Ball
     attack: str
-    claimed: float | None
-    ours: Entry | None
+    cell: Cell
     strongest: Entry
 
     @property
     def strongest_label(self) -> str:
-        other = self.ours is not None and self.strongest.n != self.ours.n
+        other = self.cell.n is not None and self.strongest.n != self.cell.n
         return f"{self.strongest.attack}, n = {self.strongest.n:,}" if other else self.strongest.attack
 
     def reach(self, several_balls: bool) -> Reach:
         label = f"{self.model}, {self.ball}" if several_balls else self.model
-        return Reach(label, self.strongest_label, self.claimed, self.ours.robust if self.ours else None, self.strongest.robust)
+        return Reach(label, self.strongest_label, self.cell.published, _point(self.cell), self.strongest.robust)
 
 
 @dataclass(frozen=True)
@@ -101,26 +107,28 @@ class Section:
         return sum(cell.verdict == verdict for cell in self.measured)
 
     @cached_property
-    def runs(self) -> dict[str, Run]:
-        """The models that the measured cells attack, by fingerprint."""
-        return {evaluation.run.fingerprint: evaluation.run for cell, evaluation in self.evaluated if cell.record is not None}
+    def attacked(self) -> list[Model]:
+        """The models that the measured cells attack."""
+        return list(dict.fromkeys(_model(evaluation) for cell, evaluation in self.evaluated if cell.record is not None))
 
     @cached_property
-    def models(self) -> dict[str, str]:
+    def models(self) -> dict[Model, str]:
         """What the table calls each model: its row, its column, or else the words in which it differs from the others."""
-        runs = {evaluation.run.fingerprint: evaluation.run for _, evaluation in self.evaluated}
+        runs = {_model(evaluation): evaluation.run for _, evaluation in self.evaluated}
         for axis in ("row", "column"):
-            labels: dict[str, set[str]] = {}
+            labels: dict[Model, set[str]] = {}
             for cell, evaluation in self.evaluated:
-                labels.setdefault(evaluation.run.fingerprint, set()).add(getattr(cell, axis))
-            named = {run: min(found) for run, found in labels.items()}
+                labels.setdefault(_model(evaluation), set()).add(getattr(cell, axis))
+            named = {model: min(found) for model, found in labels.items()}
             if all(len(found) == 1 for found in labels.values()) and len(set(named.values())) == len(named):
                 return named
-        words = {key: {**run.choices, "seed": f"seed {run.config['seed']}"} for key, run in runs.items()}
+        words = {model: {**run.choices, "seed": f"seed {run.config['seed']}"} for model, run in runs.items()}
+        for model in filter(lambda model: model.without_noise, words):
+            words[model]["defense"] += " without noise"
         differing = [group for group in (*GROUPS, "seed") if len({entry[group] for entry in words.values()}) > 1]
-        named = {key: " ".join(entry[group] for group in differing) or runs[key].name for key, entry in words.items()}
+        named = {model: " ".join(entry[group] for group in differing) or runs[model].name for model, entry in words.items()}
         unique = len(set(named.values())) == len(named)
-        return named if unique else {key: f"{name} {key}" for key, name in named.items()}
+        return named if unique else {model: f"{name} {model.run}" for model, name in named.items()}
 
     @cached_property
     def footnotes(self) -> list[Footnote]:
@@ -166,24 +174,23 @@ class Section:
         """Band and figures of the cells that are judged; what is not in percent has no place on the same axes."""
         found = []
         for cell in self.judged:
-            if cell.in_percent and cell.band is not None and cell.published is not None and cell.value is not None:
-                low, high = cell.interval or (cell.value, cell.value)
-                found.append((cell.band, Pair(cell.published, Point(cell.value, low, high), cell.verdict == "within the band")))
+            if cell.in_percent and cell.band is not None and cell.published is not None and (ours := _point(cell)) is not None:
+                found.append((cell.band, Pair(cell.published, ours, cell.verdict == "within the band")))
         return found
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """For each model and bounded ball in which the table attacks a model that it shows: the paper's figure, and our strongest."""
-        groups: dict[tuple[str, Ball], list[tuple[Cell, Evaluation]]] = {}
+        groups: dict[tuple[Model, Ball], list[tuple[Cell, Evaluation]]] = {}
         for cell, evaluation in self.evaluated:
             ball = Ball.of(evaluation.config["budget"])
             white = evaluation.config["threat_model"]["sees"] == "defended"
             if white and cell.metric in UNDER_ATTACK and math.isfinite(ball.eps):
-                groups.setdefault((evaluation.run.fingerprint, ball), []).append((cell, evaluation))
-        return [found for (run, ball), cells in groups.items() if (found := self._comparison(run, ball, cells)) is not None]
+                groups.setdefault((_model(evaluation), ball), []).append((cell, evaluation))
+        return [found for (model, ball), cells in groups.items() if (found := self._comparison(model, ball, cells)) is not None]
 
-    def _comparison(self, run: str, ball: Ball, cells: Sequence[tuple[Cell, Evaluation]]) -> Comparison | None:
-        tried = [entry for entry in self.entries.get(run, ()) if entry.white and entry.ball == ball]
+    def _comparison(self, model: Model, ball: Ball, cells: Sequence[tuple[Cell, Evaluation]]) -> Comparison | None:
+        tried = [entry for entry in self.entries.get(model.run, ()) if entry.white and entry.ball == ball and _model_in(entry) == model]
         if not tried:
             return None
         published = [(cell.published, i) for i, (cell, _) in enumerate(cells) if cell.published is not None]
@@ -192,7 +199,17 @@ class Section:
             return None
         told, evaluation = cells[min(published or measured)[1]]
         strongest = min(tried, key=lambda entry: (entry.robust.value, entry.attack, entry.fingerprint))
-        return Comparison(self.models[run], ball, evaluation.choices["attack"], told.published, self.entry(evaluation), strongest)
+        return Comparison(self.models[model], ball, evaluation.choices["attack"], told, strongest)
+
+    @property
+    def means(self) -> str:
+        """What is said where the figures of the table's own attack count otherwise than those of the strongest."""
+        if all(comparison.cell.metric == "robust_accuracy" for comparison in self.comparisons):
+            return ""
+        return (
+            " Where the table shows a mean over draws or runs, so do the figures of its own attack; under the strongest attack only images "
+            "count that are right in every one of them."
+        )
 
     def reaches(self) -> list[Reach]:
         several = len({comparison.ball for comparison in self.comparisons}) > 1
@@ -206,7 +223,7 @@ class Section:
             if entry.panel is not None:
                 same = [other for other in self.entries[entry.run] if other.panel is not None and other.panel.key == entry.panel.key]
                 told = {warning["code"]: warning for other in same for warning in other.warnings if warning["code"] not in OF_THE_ATTACK}
-                rows[entry.run, entry.panel.key] = (self.models[entry.run], entry.panel, [told[code] for code in sorted(told)])
+                rows[entry.run, entry.panel.key] = (self.models[_model_in(entry)], entry.panel, [told[code] for code in sorted(told)])
         return list(rows.values())
 
     @property
@@ -221,7 +238,9 @@ class Section:
     @cached_property
     def training(self) -> list[tuple[str, Trained]]:
         """Model and run; those that the attacker sees instead come last."""
-        found = {key: self.models[key] for key in self.runs}
+        found: dict[str, str] = {}
+        for model in sorted(self.attacked, key=lambda model: model.without_noise):  # with its noise first
+            found.setdefault(model.run, self.models[model])
         for cell, evaluation in self.evaluated:
             if cell.record is not None and evaluation.source is not None:
                 found.setdefault(evaluation.source.fingerprint, evaluation.source.name)
@@ -241,11 +260,25 @@ class Section:
 
     def strongest_rows(self, most: int) -> Iterator[tuple[str, Entry]]:
         """For each model, the record of this table that broke most of its images: model and record, at most so many."""
-        best: dict[str, Entry] = {}
+        best: dict[Model, Entry] = {}
         for entry, _ in self.distinct:
-            if entry.run not in best or entry.robust.value < best[entry.run].robust.value:
-                best[entry.run] = entry
-        yield from [(self.models[run], entry) for run, entry in best.items()][:most]
+            model = _model_in(entry)
+            if model not in best or entry.robust.value < best[model].robust.value:
+                best[model] = entry
+        yield from [(self.models[model], entry) for model, entry in best.items()][:most]
+
+
+def _model(evaluation: Evaluation) -> Model:
+    return Model(evaluation.run.fingerprint, bool(evaluation.config.get("without_noise")))
+
+
+def _model_in(entry: Entry) -> Model:
+    return Model(entry.run, bool(entry.record["config"].get("without_noise")))
+
+
+def _point(cell: Cell) -> Point | None:
+    """Ours; a mean over draws or runs has no interval."""
+    return None if cell.value is None else Point(cell.value, *(cell.interval or (cell.value, cell.value)))
 
 
 def _is_finite(value: object) -> bool:

@@ -7,15 +7,18 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import DictConfig
 
 from robustbench_lab.claims import claims_of
+from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.charts import LINES, curves_chart, pairs_chart, reaches_chart
 from robustbench_lab.figures.entries import Entry, Trained
@@ -25,6 +28,7 @@ from robustbench_lab.figures.pictures import Example, examples_of
 from robustbench_lab.figures.sections import Section, flat
 from robustbench_lab.grid import Table, chosen_tables, reshaped
 from robustbench_lab.jobs.tables import filled
+from robustbench_lab.overrides import parsed
 from robustbench_lab.pages import PROFILES, bands, commands_of, origins, with_figures
 from robustbench_lab.profiles import PROFILES as EVERY_PROFILE
 from robustbench_lab.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_arrays, read_json, read_record, write_bytes
@@ -40,7 +44,7 @@ PAPERS = {  # in the page's order; others follow by name
     "efficient_defenses": "Efficient Defenses",
 }
 NO_PAPERS = {"quick": "Short recipes (no paper)", "smoke": "Smoke (no paper)"}
-CHOICES = ("dataset", "backbone", "defense", "training", "attack", "budget", "threat_model")  # the groups that a record tells
+CLASSES = ("dataset", "backbone", "defense", "attack")  # groups whose choices are of several classes
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 GALLERY, PICTURES = 4, 4  # models of a table, and examples of each, that are shown
 
@@ -88,11 +92,6 @@ class Shelf:
             if (record := self._read(path, read_json)) is not None:
                 self.trained[path.parent.name.rpartition("-")[2]] = Trained.of(path.parent.name, record, self._epochs(path.parent))
 
-        self._choices = {
-            frozenset(f"{group}={choice}" for group, choice in {**entry.record["run"]["choices"], **entry.record["choices"]}.items())
-            for entry in self.entries
-        }
-
     def of_runs(self) -> dict[str, list[Entry]]:
         """The records of each run that speak of the weights it has now."""
         found: dict[str, list[Entry]] = {}
@@ -108,10 +107,21 @@ class Shelf:
             for part in parts
         )
 
+    @cached_property
+    def _classes(self) -> list[dict[str, str]]:
+        """The classes behind each record and its run, by group, as far as these tell them."""
+        found = set()
+        for entry in self.entries:
+            run = self.trained[entry.run].record["config"] or {} if entry.run in self.trained else {}
+            config = {**run, **entry.record["config"]}
+            found.add(tuple((group, config[group]["_target_"]) for group in CLASSES if "_target_" in (config.get(group) or ())))
+        return [dict(classes) for classes in found]
+
     def may_fill(self, table: Table) -> bool:
-        """Whether some record has all the choices that some cell's words name: without one, the table need not be composed."""
-        named = [{word for word in words if word.partition("=")[0] in CHOICES} for _, _, words in table.words()]
-        return any(words <= choices for words in named for choices in self._choices)
+        """Whether some record is of the classes that some cell's words choose: without one, the table need not be composed. The choices'
+        names do not tell: two of them, with other words, may have the same content."""
+        chosen = {frozenset(found for word in words if (found := class_of(word)) is not None) for _, _, words in table.words()}
+        return any(all(known.get(group, name) == name for group, name in classes) for classes in chosen for known in self._classes)
 
     def failures(self) -> list[tuple[str, str]]:
         """Jobs that left an error and have not succeeded since: folder and error."""
@@ -217,6 +227,22 @@ def papers_of(tables: Sequence[Table], shelf: Shelf) -> list[Paper]:
     return [Paper(key, title, *by_paper[key]) for key, title in names.items() if key in by_paper]
 
 
+@cache
+def class_of(word: str) -> tuple[str, str] | None:
+    """Group and class of a word that chooses one: the class that its file names, or the file that this one inherits from."""
+    override = parsed(word)
+    group = override.key_or_group
+    if group not in CLASSES or override.package is not None:
+        return None
+    path = CONF / group / f"{override.value()}.yaml"
+    if not path.exists():  # who composes the table says so better
+        return None
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "_target_" in content:
+        return group, content["_target_"]
+    return class_of(f"{group}={next(base for base in content['defaults'] if isinstance(base, str) and base != '_self_')}")
+
+
 def caption_of(section: Section) -> str:
     """What the cells of a table's grid hold."""
     table, sizes = section.table, section.sizes
@@ -251,7 +277,7 @@ def drawings_of(section: Section) -> list[Drawing]:
         about = (
             f"{name}: {'the paper, ours' if claimed else 'ours'} under the attack that hits hardest in the "
             f"{'paper' if claimed else 'table'}, and ours under the strongest attack among all records of the same model and ball in "
-            "which the attacker sees everything. Bars: 95 % intervals."
+            f"which the attacker sees everything.{section.means} Bars: 95 % intervals."
         )
         found.append(Drawing(Markup(reaches_chart(f"{section.anchor}-reach", f"{name}: {title}", reaches)), about))
     if section.pairs:
