@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPTS / name, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, SCRIPTS / name, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_the_benchmark_prints_every_row_with_its_ratio():
