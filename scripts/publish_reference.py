@@ -35,6 +35,9 @@ def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference
         command = f"make reproduce-tables TABLES={name}" + (f" PROFILE={profile}" if table.reshaped else "")
         raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
     runs = {run.fingerprint: run for cell in cells for run in cell.runs}
+    for taught in list(runs.values()):
+        if (teacher := taught.source) is not None:
+            runs.setdefault(teacher.fingerprint, teacher)
     made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
