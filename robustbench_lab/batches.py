@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from robustbench_lab.transforms.augmentation import random_crop, random_flip
 
 if TYPE_CHECKING:
     from robustbench_lab.training import Recipe
+
+LOOKED_AT = 1000  # training images that a defense's own figures of an epoch are about, at most
 
 
 def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
@@ -48,3 +51,8 @@ def augment(x: Tensor, recipe: Recipe, rng: ImageRandom) -> Tensor:
     if recipe.flip:
         x = random_flip(x, rng.fold("flip").integers(2, 1)[:, 0] == 1)
     return x
+
+
+def spread(positions: Tensor) -> Tensor:
+    """At most `LOOKED_AT` of the positions, evenly spread over them, because some datasets are sorted by class."""
+    return positions[:: max(1, math.ceil(len(positions) / LOOKED_AT))]

@@ -6,7 +6,6 @@ weights as one that was never stopped, bit for bit on a CPU.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from robustbench_lab.batches import epoch_batches, split_validation
+from robustbench_lab.batches import epoch_batches, split_validation, spread
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
@@ -25,7 +24,6 @@ from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.threats import is_number, require, require_flag, require_not_negative
 
-LOOKED_AT = 1000  # training images that a defense's own figures of an epoch are about, at most
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
 
 
@@ -239,11 +237,6 @@ def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row
     if recipe.keep == "best" and after.best_epoch == after.epoch:
         after.best = weights
     return after
-
-
-def spread(positions: Tensor) -> Tensor:
-    """At most `LOOKED_AT` of the positions, evenly spread over them, because some datasets are sorted by class."""
-    return positions[:: max(1, math.ceil(len(positions) / LOOKED_AT))]
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from robustbench_lab.config import CONF, compose, evaluation_of
 from robustbench_lab.figures.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart
 from robustbench_lab.figures.entries import Ball
 from robustbench_lab.figures.pictures import examples_of
+from robustbench_lab.figures.shelf import CLASSES, class_of
 from robustbench_lab.jobs import report
 from robustbench_lab.jobs.report import write_report
 from robustbench_lab.jobs.tables import Cell, cells_of
@@ -274,8 +275,7 @@ def test_a_record_made_by_other_words_of_the_same_content_is_shown(cells, output
 def test_the_class_behind_a_choice_is_the_one_that_hydra_composes():
     """Of every file that inherits it, one of each group at a time."""
     heirs = {
-        group: [file.stem for file in sorted((CONF / group).glob("*.yaml")) if "\n_target_:" not in file.read_text()]
-        for group in report.CLASSES
+        group: [file.stem for file in sorted((CONF / group).glob("*.yaml")) if "\n_target_:" not in file.read_text()] for group in CLASSES
     }
     assert heirs["defense"]
     while any(heirs.values()):
@@ -283,9 +283,9 @@ def test_the_class_behind_a_choice_is_the_one_that_hydra_composes():
         cfg, _ = compose("evaluate", words)
         for word in words:
             group = word.partition("=")[0]
-            assert report.class_of(word) == (group, cfg[group]["_target_"])
-    assert report.class_of("attack='pgd100'") == report.class_of("attack=pgd")
-    assert report.class_of("+attack@attack.attacks.square=square") is None
+            assert class_of(word) == (group, cfg[group]["_target_"])
+    assert class_of("attack='pgd100'") == class_of("attack=pgd")
+    assert class_of("+attack@attack.attacks.square=square") is None
 
 
 def test_the_paper_comes_before_its_smaller_profiles(cells, outputs):

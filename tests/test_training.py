@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.batches import augment, epoch_batches, split_validation
+from robustbench_lab.batches import augment, epoch_batches, split_validation, spread
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
 from robustbench_lab.models import Defended
-from robustbench_lab.training import MultiStep, OneCycle, Recipe, State, accuracy, fit, spread
+from robustbench_lab.training import MultiStep, OneCycle, Recipe, State, accuracy, fit
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
 ADAM = partial(torch.optim.Adam, lr=0.01)

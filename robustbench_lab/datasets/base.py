@@ -61,6 +61,10 @@ class ImageSet:
         chosen = positions.to(self.device)
         return ImageSet(*(part.index_select(0, chosen) for part in (self.images, self.labels, self.ids)))
 
+    def in_memory(self) -> "ImageSet":
+        """The same images in one tensor."""
+        return self
+
     def followed_by(self, more: "ImageSet") -> "ImageSet":
         """These images, and after them `more` of the same shape, in one tensor: float32 unless both are uint8."""
         kinds = {part.images.dtype for part in (self, more)}

@@ -28,7 +28,7 @@ from robustbench_lab.config import (
     plain,
 )
 from robustbench_lab.crafted import Crafted
-from robustbench_lab.datasets.base import ImageSet, StreamedImageSet
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.errors import LabError
@@ -112,7 +112,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             record["warnings"] = warnings_of(record, dataset.classes, defended.stochastic)
         else:
             (folder / RECORD_FILE).unlink(missing_ok=True)
-            train = _images(load("train")) if any(measure.needs_train for measure in measures.values()) else None
+            train = load("train").in_memory().images if any(measure.needs_train for measure in measures.values()) else None
             asked = {"misclassified": cfg.attack_misclassified, "keep_features": cfg.keep_features}
             measuring = {**how, **asked, "measures": list(measures.values()), "train": train}
             if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
@@ -225,10 +225,6 @@ def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
                 "one that does, such as attack=deepfool budget=box, or leave the metric out"
             )
     return measures
-
-
-def _images(data: ImageSet) -> torch.Tensor:
-    return (data.in_memory() if isinstance(data, StreamedImageSet) else data).images
 
 
 def check_choice(cfg: DictConfig, attack: Attack) -> None:
