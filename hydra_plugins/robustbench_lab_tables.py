@@ -20,7 +20,7 @@ class TableSweeper(Sweeper):
         self.job = (config, hydra_context, task_function)
 
     def sweep(self, arguments: Sequence[str]) -> Any:
-        from robustbench_lab.jobs.reproduce import sweep  # Hydra reads every plugin at every start
+        from robustbench_lab.jobs.reproduce import sweep
 
         assert self.job is not None, "Hydra sets a sweeper up before it sweeps"
         return sweep(*self.job)

@@ -10,11 +10,11 @@ from importlib.util import find_spec
 import hydra
 
 from robustbench_lab import __version__
-from robustbench_lab.config import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, job
-from robustbench_lab.overrides import readable
-from robustbench_lab.verbs import VERBS, check_words
+from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
+from robustbench_lab.settings.overrides import readable
+from robustbench_lab.settings.verbs import VERBS, check_words
 
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 

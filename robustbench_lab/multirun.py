@@ -17,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_lab.config import check_flags
 from robustbench_lab.errors import LabError
-from robustbench_lab.records import ERROR_FILE, SCHEMA, read_json, storing, write_json
+from robustbench_lab.settings.conf import check_flags
+from robustbench_lab.storage.files import SCHEMA, read_json, storing, write_json
+from robustbench_lab.storage.records import ERROR_FILE
 
 log = logging.getLogger("robustbench_lab")
 

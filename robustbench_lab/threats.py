@@ -10,32 +10,11 @@ import torch
 from torch import Tensor
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import is_number, require
 from robustbench_lab.randomness import ImageRandom
 
 NORMS = ("linf", "l2", "l0")
 VIEWS = ("defended", "learned", "twin", "substitute", "queries")
-
-
-def require(condition: bool, key: str, expected: str, got: object) -> None:
-    """Stop with the key, what was expected and what came."""
-    if not condition:
-        raise LabError(f"{key}: expected {expected}, got {got!r}")
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def require_flag(value: object, key: str) -> None:
-    require(isinstance(value, bool), key, "true or false", value)
-
-
-def require_positive(value: object, key: str, more: str = "") -> None:
-    require(is_number(value) and 0 < value < math.inf, key, f"a finite number > 0{more}", value)  # type: ignore[operator]
-
-
-def require_not_negative(value: object, key: str, more: str = "") -> None:
-    require(is_number(value) and 0 <= value < math.inf, key, f"a finite number >= 0{more}", value)  # type: ignore[operator]
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:

@@ -36,14 +36,15 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from robustbench_lab.config import build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set
-from robustbench_lab.models import Classifier, Defended, Normalise, full_precision, searched_kernels
+from robustbench_lab.models.defended import Classifier, Defended, Normalise, full_precision, searched_kernels
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.records import provenance
-from robustbench_lab.training import backward
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.storage.provenance import provenance
+from robustbench_lab.training.loop import backward
 
 EPS, STEP = 8 / 255, 2 / 255
 DEFENSES = (

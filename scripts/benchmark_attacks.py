@@ -28,14 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.config import build, compose, plain, run_of
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.evaluation import evaluate
-from robustbench_lab.jobs.train import load_run, train
-from robustbench_lab.judging import predictions
-from robustbench_lab.models import Defended, cross_entropy, full_precision
-from robustbench_lab.records import provenance
+from robustbench_lab.evaluation.judging import predictions
+from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.jobs.train import train
+from robustbench_lab.models.defended import Defended, cross_entropy, full_precision
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.identity import run_of
+from robustbench_lab.storage.provenance import provenance
 from robustbench_lab.threats import Budget
+from robustbench_lab.training.runs import load_run
 
 Peer = Callable[["Work", Defended, Tensor, Tensor], Tensor]  # x_adv
 

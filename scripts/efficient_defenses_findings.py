@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robustbench_lab.config import project_path
-from robustbench_lab.records import OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE, read_json
+from robustbench_lab.settings.conf import project_path
+from robustbench_lab.storage.files import read_json
+from robustbench_lab.storage.records import OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE
 
 REFERENCE = Path(project_path("outputs/reference/efficient_defenses"))
 

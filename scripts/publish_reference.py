@@ -16,10 +16,12 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from robustbench_lab.config import compose, plain, project_path
-from robustbench_lab.grid import read_table, reshaped
-from robustbench_lab.jobs.tables import cells_of, table_file, write
-from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE, read_json
+from robustbench_lab.jobs.tables import table_file, write
+from robustbench_lab.settings.conf import compose, plain, project_path
+from robustbench_lab.storage.files import read_json
+from robustbench_lab.storage.records import EXAMPLES_FILE, FEATURES_FILE, OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE
+from robustbench_lab.tables.cells import cells_of
+from robustbench_lab.tables.reading import read_table, reshaped
 
 DRAWN_FROM = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,), "features": (FEATURES_FILE,)}  # by the kind of figure
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from robustbench_lab.config import project_path
-from robustbench_lab.records import RECORD_FILE, RUN_FILE, read_json
+from robustbench_lab.settings.conf import project_path
+from robustbench_lab.storage.files import read_json
+from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE
 
 Seconds = Mapping[tuple[str, str], float]  # by name and commit
 

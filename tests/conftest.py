@@ -11,13 +11,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from robustbench_lab import expansion, grid
-from robustbench_lab.config import Run, build, compose, plain
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.jobs.train import objects
-from robustbench_lab.models import Classifier, Defended, Normalise
-from robustbench_lab.overrides import RUN_GROUPS
-from robustbench_lab.training import fit
+from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.identity import Run
+from robustbench_lab.settings.overrides import RUN_GROUPS
+from robustbench_lab.tables import expansion
+from robustbench_lab.training.loop import fit
+from robustbench_lab.training.runs import objects
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -142,7 +144,7 @@ A_TABLE: dict[str, Any] = {
 @pytest.fixture
 def written(tmp_path, monkeypatch) -> Callable[..., str]:
     """`written(metric="...")`: a table's name, after writing A_TABLE with these keys changed (None: left out) as its YAML."""
-    monkeypatch.setattr(grid, "TABLES", tmp_path / "table")
+    monkeypatch.setenv("ROBUSTBENCH_LAB_TABLES", str(tmp_path / "table"))
 
     def write_yaml(**changed: Any) -> str:
         path = tmp_path / "table" / "paper" / "grid.yaml"

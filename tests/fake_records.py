@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_lab.config import Evaluation, Run, fingerprint
-from robustbench_lab.jobs.tables import Cell
-from robustbench_lab.records import read_json, to_json, wilson_interval
+from robustbench_lab.intervals import wilson_interval
+from robustbench_lab.settings.identity import Evaluation, Run, fingerprint
+from robustbench_lab.storage.files import read_json, to_json
+from robustbench_lab.tables.cells import Cell
 
 WHERE = {
     "device": "a device", "platform": "a platform", "commit": "0123456789abcdef+changes", "command": "python -m robustbench_lab evaluate",

@@ -15,9 +15,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, Loss, decides, is_wrong, require_count, rivals, rows
+from robustbench_lab.attacks.base import Loss, decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import GradientAttack, rivals
+from robustbench_lab.knobs import is_number, require, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image
 
 MOMENTUM = 0.75  # Algorithm 1's alpha: the weight of the gradient step beside that of the last move
 

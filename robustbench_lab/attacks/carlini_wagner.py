@@ -20,9 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, decides, is_wrong, margin, require_count, rows
+from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import margin
+from robustbench_lab.knobs import is_number, require, require_count, require_not_negative, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require, require_not_negative, require_positive
+from robustbench_lab.threats import Budget
 
 INSIDE = 0.999999  # what [-1, 1] is shrunk by, so that no pixel lies at infinity
 BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's

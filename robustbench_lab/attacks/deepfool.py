@@ -18,9 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, is_wrong, require_count, rivals, rows
+from robustbench_lab.attacks.base import Attack, is_wrong, rows
+from robustbench_lab.attacks.gradients import rivals
+from robustbench_lab.knobs import require, require_count, require_not_negative
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require, require_not_negative
+from robustbench_lab.threats import Budget, per_image
 
 NUDGE = 1e-5  # fractions of the pixel range; above what float32 rounds away beside a pixel
 

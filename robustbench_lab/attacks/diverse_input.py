@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.mim import MIM
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import is_number, require, require_flag
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import is_number, per_image, require, require_flag
+from robustbench_lab.threats import per_image
 
 
 @dataclass(frozen=True, kw_only=True)

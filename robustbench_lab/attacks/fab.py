@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.linalg import vecdot
 
 from robustbench_lab.attacks.apgd import away, in_turn, split
-from robustbench_lab.attacks.gradients import Attack, decides, is_wrong, logit_gradients, require_count, rivals, rows
+from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import logit_gradients, rivals
+from robustbench_lab.knobs import is_number, require, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image
 
 # The final search ends on the boundary itself. Its points must be misclassified by this fraction of the largest logit, or the verdict, on
 # the model in another batch or precision, would depend on rounding.

@@ -16,10 +16,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.attacks.base import decides, is_wrong, rows
 from robustbench_lab.attacks.ddn import Nearest, cosine
-from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, rows
+from robustbench_lab.attacks.gradients import GradientAttack
+from robustbench_lab.knobs import is_number, require, require_count, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require, require_positive
+from robustbench_lab.threats import Budget, per_image
 
 LAST_GAMMA = 0.001  # section 3.1 of the paper, and its code
 

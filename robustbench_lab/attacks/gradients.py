@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_lab.errors import LabError
-from robustbench_lab.models import cross_entropy
-from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, require, require_positive
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, K], y) -> [B]; attacks raise it
+from robustbench_lab.attacks.base import Attack, Loss, own_loss, passes_of
+from robustbench_lab.knobs import require, require_count, require_positive
+from robustbench_lab.models.defended import cross_entropy
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -55,84 +49,6 @@ def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "ce_scaled": scaled_cross_entropy, "margin": margin, "dlr": dlr}
-
-
-def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """Which images are misclassified, bool [B]; for probabilities as `y`, against their largest."""
-    return logits.argmax(dim=1) != (y if y.dim() == 1 else y.argmax(dim=1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
-    """How to search for an adversarial example; the budget says where.
-
-    `attack(model, x, y, budget, rng)` takes images [B, C, H, W] in [0, 1], their labels (int64 [B]), and streams of random numbers tied to
-    the images; it returns x_adv of the same shape, inside the budget, detached. The model is in eval mode with frozen parameters, and is
-    left as it was: gradients go to the image only.
-
-    An image's result depends on that image and its numbers alone, not on its batch: an attack may drop images from its loop as soon as
-    `decides(model)` and they are misclassified, and must go on with the others as if they had been alone.
-
-    norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
-    model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
-    finite ball it then returns that one if it lies inside, else a point of the ball. needs_labels: whether it looks at y. batchwise:
-    whether an image's result may depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it
-    wants all images in one. separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
-    Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
-    """
-
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    needs_finite_ball: ClassVar[bool] = True
-    needs_gradients: ClassVar[bool] = True
-    needs_logits: ClassVar[bool] = True
-    minimal: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = True
-    batchwise: ClassVar[bool] = False
-    whole_split: ClassVar[bool] = False
-    separately: ClassVar[bool] = False
-
-    def check(self, budget: Budget) -> None:
-        """Stop if this attack cannot search this ball."""
-        name = type(self).__name__
-        require(budget.norm in self.norms, "budget.norm", f"{' or '.join(self.norms)}, the norms that attack {name} has", budget.norm)
-        if self.needs_finite_ball and budget.eps == math.inf:
-            raise LabError(f"budget.eps: attack {name} needs a finite ball, got inf; set budget.eps, for example budget.eps=8/255")
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
-        self.check(budget)
-        return self.search(model, x, y, budget, rng).detach()
-
-    @abstractmethod
-    def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
-        """The attack itself."""
-
-    def stages(self) -> list[tuple[str, Attack]]:
-        """The attacks that this one consists of, with their names; an image that one of them breaks is spared the later
-        ones, unless they go `separately`."""
-        return [(type(self).__name__, self)]
-
-
-def decides(model: nn.Module) -> bool:
-    """Whether an image that this model misclassifies is broken, so that an attack may leave it alone; only an evaluation says so.
-
-    Not so in training, when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
-    """
-    return getattr(model, "decides", False)
-
-
-def is_random(model: nn.Module) -> bool:
-    """Whether two passes over one image may differ."""
-    return getattr(model, "stochastic", False)
-
-
-def passes_of(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
-    """The passes whose mean is the model's answer: one by one, they hold one graph at a time."""
-    return [getattr(model, "draw", model)] * getattr(model, "samples", 1)
-
-
-def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
-    """Some of the images (bool or int64 index) of each tensor [B, ...] or ImageRandom: `x, y, rng = rows(kept, x, y, rng)`."""
-    return tuple(tensor[index] for tensor in tensors)
 
 
 def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
@@ -200,15 +116,6 @@ class GradientAttack(Attack):
             total_value = total_value + value.detach()
             total_logits = total_logits + logits.detach()
         return total_gradient / len(passes), total_value / len(passes), total_logits / len(passes)
-
-
-def own_loss(model: nn.Module) -> Loss:
-    """The loss per image that a defended model was trained with; cross-entropy where it does not say."""
-    return getattr(model, "own_loss", cross_entropy)
-
-
-def require_count(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, key, "a whole number >= 1", value)
 
 
 def require_step_size(step_size: object, relative_step_size: object) -> None:

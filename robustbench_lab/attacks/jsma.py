@@ -18,9 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, rivals, rows
+from robustbench_lab.attacks.base import Attack, rows
+from robustbench_lab.attacks.gradients import rivals
+from robustbench_lab.knobs import is_number, require, require_flag
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require, require_flag
+from robustbench_lab.threats import Budget
 
 DIRECTIONS = {"up": (1,), "down": (-1,), "both": (1, -1)}
 TARGETS = ("none", "random", "least_likely", "rival")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, decides, is_wrong, require_count, require_step_size, rows
+from robustbench_lab.attacks.base import decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import GradientAttack, require_step_size
+from robustbench_lab.knobs import require, require_count, require_not_negative
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require, require_not_negative
+from robustbench_lab.threats import Budget, per_image
 
 
 @dataclass(frozen=True, kw_only=True)

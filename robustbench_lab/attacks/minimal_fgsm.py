@@ -18,9 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, is_wrong
+from robustbench_lab.attacks.base import is_wrong
+from robustbench_lab.attacks.gradients import GradientAttack
+from robustbench_lab.knobs import is_number, require, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require, require_positive
+from robustbench_lab.threats import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

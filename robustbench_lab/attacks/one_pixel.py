@@ -17,10 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, decides, is_wrong, require_count, rows
+from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import is_number, require, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image
 
 
 @dataclass(frozen=True, kw_only=True)

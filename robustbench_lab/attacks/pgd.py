@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import GradientAttack, decides, is_random, is_wrong, require_count, require_step_size, rows
+from robustbench_lab.attacks.base import decides, is_random, is_wrong, rows
+from robustbench_lab.attacks.gradients import GradientAttack, require_step_size
+from robustbench_lab.knobs import is_number, require, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, per_image, require
+from robustbench_lab.threats import Budget, per_image
 
 STARTS = ("none", "uniform", "gaussian")
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, require_positive
+from robustbench_lab.threats import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, is_wrong, require_count, rows
+from robustbench_lab.attacks.base import Attack, is_wrong, rows
+from robustbench_lab.knobs import require_count
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 

@@ -16,9 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, decides, is_random, is_wrong, require_count, rows
+from robustbench_lab.attacks.base import Attack, decides, is_random, is_wrong, rows
+from robustbench_lab.knobs import require_count, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require_positive
+from robustbench_lab.threats import Budget, per_image
 
 BOX = Budget("linf", math.inf)
 

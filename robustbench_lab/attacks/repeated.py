@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.worst_of import WorstOf
-from robustbench_lab.threats import require
+from robustbench_lab.knobs import require
 
 
 @dataclass(frozen=True, kw_only=True)

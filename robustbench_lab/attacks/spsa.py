@@ -15,9 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import LOSSES, Attack, decides, is_wrong, require_count, rows
+from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import LOSSES
+from robustbench_lab.knobs import is_number, require, require_count, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require, require_positive
+from robustbench_lab.threats import Budget
 
 BOX = Budget("linf", math.inf)
 BETAS = (0.9, 0.999)  # Adam's, of Kingma and Ba 2015, Algorithm 1, as is the 1e-8 below

@@ -20,9 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import LOSSES, Attack, decides, is_wrong, require_count, rows
+from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
+from robustbench_lab.attacks.gradients import LOSSES
+from robustbench_lab.knobs import is_number, require, require_count
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, is_number, require
+from robustbench_lab.threats import Budget
 
 BLOCK = 64  # queries whose random numbers are drawn at once
 DRAWS = 6  # whole numbers that one query needs

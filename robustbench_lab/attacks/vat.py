@@ -18,9 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, kl_divergence, require_count
+from robustbench_lab.attacks.base import Attack
+from robustbench_lab.attacks.gradients import kl_divergence
+from robustbench_lab.knobs import require_count, require_flag, require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require_flag, require_positive
+from robustbench_lab.threats import Budget, per_image
 
 
 @dataclass(frozen=True, kw_only=True)

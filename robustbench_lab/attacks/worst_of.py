@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, is_wrong
+from robustbench_lab.attacks.base import Attack, is_wrong
+from robustbench_lab.knobs import require
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, require
+from robustbench_lab.threats import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

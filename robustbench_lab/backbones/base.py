@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import check_whole
 
 
 class Backbone(nn.Module):
@@ -44,12 +45,6 @@ def sequence(**stages: nn.Module) -> nn.Sequential:
 def global_average_pool() -> nn.Sequential:
     """The mean of each map: [B, F, H, W] -> [B, F], whatever H and W."""
     return sequence(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-
-
-def check_whole(key: str, value: object, least: int = 1) -> None:
-    """Raise LabError unless the knob is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise LabError(f"{key}: expected a whole number of at least {least}, got {value!r}")
 
 
 def check_sizes(key: str, sizes: object) -> None:

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from robustbench_lab.backbones.base import Backbone, check_problem, check_whole, sequence
+from robustbench_lab.backbones.base import Backbone, check_problem, sequence
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import check_whole
 
 
 class EfficientDefensesCNN(Backbone):

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustbench_lab.backbones.base import Backbone, check_problem, check_whole, global_average_pool, sequence
+from robustbench_lab.backbones.base import Backbone, check_problem, global_average_pool, sequence
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import check_whole
 
 
 class ResNetV1(Backbone):

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended, cross_entropy
-from robustbench_lab.noise import NoiseLayer
-from robustbench_lab.threats import require, require_not_negative, require_positive
+from robustbench_lab.knobs import require, require_count, require_not_negative, require_positive
+from robustbench_lab.models.defended import Defended, cross_entropy
+from robustbench_lab.models.noise import NoiseLayer
 
 KL = ("sum", "as_released")
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustbench_lab.defenses.base import MixedDefense
-from robustbench_lab.threats import require
+from robustbench_lab.knobs import require
 
 
 @dataclass(frozen=True, kw_only=True)

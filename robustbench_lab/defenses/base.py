@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, require_count
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models import Defended, cross_entropy, frozen
+from robustbench_lab.knobs import require, require_count, require_epoch, require_flag, require_not_negative
+from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import Budget, per_image, require, require_flag, require_not_negative
+from robustbench_lab.threats import Budget, per_image
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,6 @@ class MixedDefense(AdversarialDefense):
         return [Player("model", model.parameters(), self.terms)]
 
 
-def require_epoch(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, "a whole number of epochs >= 0", value)
-
-
 def require_begun(start_epoch: int, epochs: int, key: str, what: str) -> None:
     expected = f"less than training.epochs={epochs}, so that {what} begins (lower it, as the choices defense=*_quick do, or train longer)"
     require(start_epoch < epochs, f"defense.{key}", expected, start_epoch)
-
-
-def require_bit_depth(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8, key, "a whole number of bits from 1 to 8", value)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.defenses.base import Batch, Defense, Taught
-from robustbench_lab.models import Defended, cross_entropy
-from robustbench_lab.threats import require_positive
+from robustbench_lab.knobs import require_positive
+from robustbench_lab.models.defended import Defended, cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
-from robustbench_lab.threats import require, require_positive
+from robustbench_lab.knobs import require, require_positive
+from robustbench_lab.models.defended import Defended
 
 NEGATIVES = ("sum", "mean", "hardest")
 

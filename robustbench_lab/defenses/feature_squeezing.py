@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Defense, require_bit_depth
-from robustbench_lab.models import Defended, Front
+from robustbench_lab.defenses.base import Defense
+from robustbench_lab.knobs import require_bit_depth
+from robustbench_lab.models.defended import Defended, Front
 from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.models import Defended
-from robustbench_lab.threats import is_number, require
+from robustbench_lab.knobs import is_number, require
+from robustbench_lab.models.defended import Defended
 
 
 def smoothed(y: Tensor, classes: int, true_weight: float) -> Tensor:

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import require_count
-from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun, require_epoch
-from robustbench_lab.models import Classifier, Defended, replace_modules
-from robustbench_lab.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
-from robustbench_lab.threats import require, require_flag, require_positive
+from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun
+from robustbench_lab.knobs import require, require_count, require_epoch, require_flag, require_positive
+from robustbench_lab.models.defended import Classifier, Defended, replace_modules
+from robustbench_lab.models.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
 
 
 class NoisyActivation(NoiseLayer):

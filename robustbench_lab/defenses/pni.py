@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense, Player
-from robustbench_lab.models import Defended, Normalise, replace_modules
-from robustbench_lab.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
-from robustbench_lab.threats import per_image, require, require_not_negative
+from robustbench_lab.knobs import require, require_not_negative
+from robustbench_lab.models.defended import Defended, Normalise, replace_modules
+from robustbench_lab.models.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
+from robustbench_lab.threats import per_image
 
 PLACES = ("weight", "input", "output", "image")
 SHARES = ("layer", "channel", "element")

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import require_count
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.models import Classifier, Defended, cross_entropy, replace_modules
-from robustbench_lab.noise import NoiseLayer, normal_like
-from robustbench_lab.threats import require_not_negative
+from robustbench_lab.knobs import require_count, require_not_negative
+from robustbench_lab.models.defended import Classifier, Defended, cross_entropy, replace_modules
+from robustbench_lab.models.noise import NoiseLayer, normal_like
 
 
 class Noise(NoiseLayer):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustbench_lab.defenses.base import Batch, Defense, require_bit_depth
+from robustbench_lab.defenses.base import Batch, Defense
+from robustbench_lab.knobs import require_bit_depth
 from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robustbench_lab.attacks.gradients import GradientAttack, kl_divergence
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
-from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import require, require_positive
+from robustbench_lab.knobs import require, require_positive
+from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustbench_lab.defenses.base import NoisyCopies
+from robustbench_lab.knobs import require_positive
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.threats import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

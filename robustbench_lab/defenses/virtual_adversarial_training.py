@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_lab.attacks.gradients import kl_divergence, require_count
+from robustbench_lab.attacks.gradients import kl_divergence
 from robustbench_lab.attacks.vat import exact_product, finite_difference, power_iteration
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.models import Defended, cross_entropy, frozen
-from robustbench_lab.threats import require_flag, require_not_negative, require_positive
+from robustbench_lab.knobs import require_count, require_flag, require_not_negative, require_positive
+from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What the report draws: charts as SVG text, and adversarial examples as PNG."""
+"""Papers' figures, drawn from a table's cells: one file a kind."""

@@ -12,13 +12,14 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures.curves import Panel, Series, curves_figure
 from robustbench_lab.figures.features import Cloud, features_figure
 from robustbench_lab.figures.images import Group, Plane, Points, Row, planes_figure, strips_figure
-from robustbench_lab.records import EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, read_arrays
+from robustbench_lab.storage.files import read_arrays
+from robustbench_lab.storage.records import EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from robustbench_lab.grid import Table
-    from robustbench_lab.jobs.tables import Cell
+    from robustbench_lab.tables.cells import Cell
+    from robustbench_lab.tables.grid import Table
 
 MOST_ADDED = 600  # added points that one plane shows
 MOST_NEIGHBOURS = 100  # images of each class that t-SNE shows

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from robustbench_lab.checks import signs
-from robustbench_lab.config import current_choices, plain, run_of
 from robustbench_lab.devices import device_of
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation.asked import panel_facts, panel_of
+from robustbench_lab.evaluation.warnings import signs
 from robustbench_lab.jobs.evaluate import digest_of, how_of
-from robustbench_lab.jobs.panel import panel_facts, panel_of
-from robustbench_lab.jobs.train import load_run
+from robustbench_lab.settings.conf import current_choices, plain
+from robustbench_lab.settings.identity import run_of
+from robustbench_lab.training.runs import load_run
 
 log = logging.getLogger("robustbench_lab")
 

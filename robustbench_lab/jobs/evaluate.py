@@ -12,52 +12,43 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from robustbench_lab.attacks.gradients import Attack, is_random
+from robustbench_lab.attacks.base import Attack, is_random
 from robustbench_lab.attacks.minimal_fgsm import MinimalFGSM
-from robustbench_lab.batches import split_validation
-from robustbench_lab.checks import compared, signs, warnings_of
-from robustbench_lab.config import (
-    Evaluation,
-    Run,
-    build,
-    current_choices,
-    current_overrides,
-    evaluation_of,
-    fingerprint,
-    nearest_runs,
-    plain,
-)
-from robustbench_lab.crafted import Crafted
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Examples, Outcome, evaluate
-from robustbench_lab.evaluation_record import record_of
-from robustbench_lab.features import Features
-from robustbench_lab.jobs.panel import panel_facts, panel_of
-from robustbench_lab.jobs.train import leaving_error, load_run
+from robustbench_lab.evaluation.asked import panel_facts, panel_of
+from robustbench_lab.evaluation.crafted import Crafted
+from robustbench_lab.evaluation.keepers.features import Features
+from robustbench_lab.evaluation.keepers.plane import SHAPE, plane_of
+from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.outcome import Examples, Outcome
+from robustbench_lab.evaluation.record import record_of
+from robustbench_lab.evaluation.views import attacker_view, check_view
+from robustbench_lab.evaluation.warnings import compared, signs, warnings_of
+from robustbench_lab.knobs import require
 from robustbench_lab.metrics.measures import Measure
-from robustbench_lab.models import Defended
-from robustbench_lab.noise import noise_layers
-from robustbench_lab.plane import SHAPE, plane_of
-from robustbench_lab.records import (
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.noise import noise_layers
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import current_choices, current_overrides, plain
+from robustbench_lab.settings.identity import Evaluation, Run, evaluation_of, fingerprint, nearest_runs
+from robustbench_lab.storage.files import locked, read_arrays, read_json, write_arrays, write_json
+from robustbench_lab.storage.provenance import commit
+from robustbench_lab.storage.records import (
     EXAMPLES_FILE,
     FEATURES_FILE,
     OUTCOME_FILE,
     PLANE_FILE,
     RECORD_FILE,
     RUN_FILE,
-    commit,
-    locked,
-    read_arrays,
-    read_json,
+    leaving_error,
     read_record,
-    write_arrays,
-    write_json,
 )
-from robustbench_lab.threats import Budget, require
-from robustbench_lab.views import attacker_view, check_view
+from robustbench_lab.threats import Budget
+from robustbench_lab.training.batches import split_validation
+from robustbench_lab.training.runs import load_run
 
 log = logging.getLogger("robustbench_lab")
 

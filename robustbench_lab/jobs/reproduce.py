@@ -17,14 +17,16 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robustbench_lab.config import check_flags, compose
 from robustbench_lab.errors import LabError
-from robustbench_lab.grid import chosen_tables
-from robustbench_lab.jobs.tables import filled, write
+from robustbench_lab.jobs.tables import write
 from robustbench_lab.multirun import lost
-from robustbench_lab.overrides import quoted
-from robustbench_lab.planning import Job, duration, plan_of
-from robustbench_lab.records import ERROR_FILE, storing
+from robustbench_lab.settings.conf import check_flags, compose
+from robustbench_lab.settings.overrides import quoted
+from robustbench_lab.storage.files import storing
+from robustbench_lab.storage.records import ERROR_FILE
+from robustbench_lab.tables.cells import filled
+from robustbench_lab.tables.planning import Job, duration, plan_of
+from robustbench_lab.tables.reading import chosen_tables
 
 log = logging.getLogger("robustbench_lab")
 
@@ -63,7 +65,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     for table, cells in filled(tables, output_root):
         write(table, cells, output_root)
     if cfg.report:
-        from robustbench_lab.jobs.report import write_report
+        from robustbench_lab.report.page import write_report
 
         write_report(output_root)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustbench_lab.threats import require
+from robustbench_lab.knobs import require
 
 
 def check_images(**images: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.metrics.base import check_images
-from robustbench_lab.models import cross_entropy, frozen, full_precision
+from robustbench_lab.models.defended import cross_entropy, frozen, full_precision
 
 
 def loss_sensitivity(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.knobs import require_flag
 from robustbench_lab.metrics.empirical_robustness import empirical_robustness, empirical_robustness_as_published
 from robustbench_lab.metrics.loss_sensitivity import loss_sensitivity, loss_sensitivity_as_published
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set, distance_to_training_set_as_published
-from robustbench_lab.threats import require_flag
 
 
 @dataclass(frozen=True)

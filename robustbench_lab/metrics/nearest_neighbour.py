@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from robustbench_lab.knobs import require
 from robustbench_lab.metrics.base import check_attacked, check_flipped, check_images
-from robustbench_lab.models import full_precision
-from robustbench_lab.threats import require
+from robustbench_lab.models.defended import full_precision
 
 MEMORY = 2**26  # bytes of the largest tensor that a search makes: 64 MiB, tiles of 2048 x 2048
 UNIT = 2.0**-24  # float32's relative rounding error

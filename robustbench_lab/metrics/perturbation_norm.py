@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robustbench_lab.knobs import require
 from robustbench_lab.metrics.measures import OfBroken, Seen
-from robustbench_lab.threats import NORMS, Budget, require
+from robustbench_lab.threats import NORMS, Budget
 
 
 @dataclass(frozen=True, kw_only=True)

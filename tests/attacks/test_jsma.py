@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.jsma import best_pair, best_single
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 

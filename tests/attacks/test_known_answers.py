@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import kl_divergence, margin
 from robustbench_lab.attacks.pgd import PGD, _Circles
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models import Defended, cross_entropy
+from robustbench_lab.evaluation.views import Counted
+from robustbench_lab.models.defended import Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
-from robustbench_lab.views import Counted
 
 BALLS = ("linf", "l2")
 CLIMBERS = ["fgsm", "pgd", "pgd100", "pgd_trades"]

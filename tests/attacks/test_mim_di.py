@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.diverse_input import resize_and_pad
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.evaluation.views import Counted
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
-from robustbench_lab.views import Counted
 
 BALLS = ("linf", "l2")
 N, STEPS = 60, 6

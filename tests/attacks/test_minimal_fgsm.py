@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.evaluation.views import Counted
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
-from robustbench_lab.views import Counted
 
 BOX = Budget("linf", math.inf)
 N = 60

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.repeated import Repeated
 from robustbench_lab.attacks.worst_of import WorstOf
-from robustbench_lab.config import compose, evaluation_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, evaluate
-from robustbench_lab.evaluation_record import record_of
-from robustbench_lab.models import Defended
+from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.outcome import Outcome
+from robustbench_lab.evaluation.record import record_of
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.identity import evaluation_of
 from robustbench_lab.threats import Budget
 
 BUDGET = Budget("linf", 0.1)
@@ -109,7 +111,7 @@ def test_runs_draw_other_random_numbers(data: ImageSet) -> None:
 
 
 def test_runs_do_not_depend_on_batches_and_interruptions(data: ImageSet, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustbench_lab.evaluation.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("robustbench_lab.evaluation.loop.SAVE_EVERY", -1.0)
     attack, saved = Repeated(attack=built("attack", "random_sampling", "attack.draws=2"), times=4), list[Outcome]()
     whole = judged(data, attack)
     assert 0 < whole.runs[:, 4].sum() < 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import scaled_cross_entropy
-from robustbench_lab.models import cross_entropy
+from robustbench_lab.models.defended import cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 

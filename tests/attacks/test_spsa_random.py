@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import margin
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation.views import Counted
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
-from robustbench_lab.views import Counted
 
 
 class Linear(nn.Module):

@@ -12,10 +12,10 @@ from robustbench_lab.attacks.gradients import kl_divergence
 from robustbench_lab.attacks.vat import exact_product, finite_difference
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.evaluation.views import Counted
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
-from robustbench_lab.views import Counted
 
 N = 30
 LONG = "attack.steps=300"

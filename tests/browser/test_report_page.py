@@ -9,9 +9,9 @@ from typing import Any
 import fake_records as fake
 import pytest
 
-from robustbench_lab.grid import chosen_tables, reshaped
-from robustbench_lab.jobs.report import write_report
-from robustbench_lab.jobs.tables import filled
+from robustbench_lab.report.page import write_report
+from robustbench_lab.tables.cells import filled
+from robustbench_lab.tables.reading import chosen_tables, reshaped
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[browser]'")
 

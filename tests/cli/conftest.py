@@ -16,7 +16,7 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from robustbench_lab import grid, multirun
+from robustbench_lab import multirun
 from robustbench_lab.__main__ import main
 
 TINY = ["backbone=small_cnn", "training.epochs=3", "training.batch_size=20", "dataset.train_size=200", "dataset.test_size=40", "device=cpu"]
@@ -142,7 +142,7 @@ def small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             }
         )
     )  # fmt: skip
-    monkeypatch.setattr(grid, "TABLES", tmp_path / "table")
+    monkeypatch.setenv("ROBUSTBENCH_LAB_TABLES", str(tmp_path / "table"))
     return path
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from robustbench_lab.backbones.small_cnn import SmallCNN
-from robustbench_lab.checkpoints import load_state, read_tensors, write_tensors
 from robustbench_lab.errors import LabError
+from robustbench_lab.training.checkpoints import load_state, read_tensors, write_tensors
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_the_whole_panel_has_autoattack(lab, trained, tiny):
 
 def test_an_evaluation_carries_the_panel_which_is_made_once(lab, trained, tiny, monkeypatch):
     assert lab("evaluate", *tiny, "attack=fgsm", *small()).status == 0
-    monkeypatch.setattr("robustbench_lab.checks.Panel.run", None)  # a second run would fail
+    monkeypatch.setattr("robustbench_lab.evaluation.panel.Panel.run", None)  # a second run would fail
     assert lab("evaluate", *tiny, "attack=pgd", "attack.steps=3", *small()).status == 0
     first, second = record_of(trained, "fgsm-white"), record_of(trained, "pgd-white")
     assert first["panel"] == second["panel"]

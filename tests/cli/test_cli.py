@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_lab import __version__, evaluation, judging
-from robustbench_lab.verbs import groups_and_keys
+from robustbench_lab import __version__
+from robustbench_lab.evaluation import judging
+from robustbench_lab.evaluation import loop as evaluation
+from robustbench_lab.settings.verbs import groups_and_keys
 
 CONF = Path(__file__).parents[2] / "conf"
 OF_RUNS = ("dataset", "backbone", "defense", "training", "profile")
@@ -362,7 +364,7 @@ def test_black_transfer_needs_the_other_run(lab, outputs, trained, tiny, snapsho
 
 def test_a_costly_transfer_is_searched_once(lab, trained, tiny, monkeypatch):
     """Two models, one source: the second one is tried on what was found for the first; images that only it has right are searched."""
-    monkeypatch.setattr("robustbench_lab.crafted.WORTH_KEEPING", 0.0)
+    monkeypatch.setattr("robustbench_lab.evaluation.crafted.WORTH_KEEPING", 0.0)
     models = [["defense=label_smoothing"], ["defense=label_smoothing", "seed=1"]]
     how = ["attack=fgsm", "threat_model=black_transfer", "threat_model.overrides=[defense=standard,seed=0]", "panel=none"]
     for words in models:

@@ -19,10 +19,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from robustbench_lab import grid
-from robustbench_lab.config import CONF
 from robustbench_lab.jobs.reproduce import Launches, _all_awaited
-from robustbench_lab.planning import Job
+from robustbench_lab.settings.conf import CONF
+from robustbench_lab.tables.planning import Job
 
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
@@ -58,7 +57,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: list[str]) -> C
         }  # fmt: skip
         path.write_text(yaml.safe_dump(content))
         monkeypatch.setenv("ROBUSTBENCH_LAB_TABLES", str(tmp_path / "table"))
-        monkeypatch.setattr(grid, "TABLES", tmp_path / "table")
+        monkeypatch.setenv("ROBUSTBENCH_LAB_TABLES", str(tmp_path / "table"))
 
     return write
 

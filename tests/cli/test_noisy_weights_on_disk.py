@@ -5,12 +5,13 @@ from contextlib import suppress
 import pytest
 import torch
 
-from robustbench_lab.checkpoints import CHECKPOINT_FILE, read_tensors
-from robustbench_lab.config import compose, run_of
 from robustbench_lab.jobs import train
-from robustbench_lab.models import Defended
-from robustbench_lab.noise import noise_layers
-from robustbench_lab.records import MODEL_FILE
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.noise import noise_layers
+from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.identity import run_of
+from robustbench_lab.storage.records import MODEL_FILE
+from robustbench_lab.training.checkpoints import CHECKPOINT_FILE, read_tensors
 
 CPU = torch.device("cpu")
 # Trained for 3 epochs; Learn2Perturb's noise begins in the second, so that the checkpoint of the first holds a network without it.

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_lab import evaluation, judging
-from robustbench_lab.checkpoints import read_tensors
+from robustbench_lab.evaluation import judging
+from robustbench_lab.evaluation import loop as evaluation
 from robustbench_lab.jobs import train
-from robustbench_lab.training import State
+from robustbench_lab.training.checkpoints import read_tensors
+from robustbench_lab.training.state import State
 
 EPOCHS = 5
 SLOW = [

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustbench_lab.jobs import train
-from robustbench_lab.training import State
+from robustbench_lab.training.state import State
 
 
 def scalars_in(folder: Path) -> dict[str, list[tuple[int, float]]]:

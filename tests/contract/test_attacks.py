@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack, kl_divergence
+from robustbench_lab.attacks.base import Attack
+from robustbench_lab.attacks.gradients import kl_divergence
 from robustbench_lab.attacks.random_sampling import RandomSampling
 from robustbench_lab.attacks.repeated import Repeated
 from robustbench_lab.attacks.worst_of import WorstOf
-from robustbench_lab.config import CONF
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended, frozen
+from robustbench_lab.evaluation.views import Counted, Queries
+from robustbench_lab.models.defended import Defended, frozen
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.settings.conf import CONF
 from robustbench_lab.threats import NORMS, Budget
-from robustbench_lab.views import Counted, Queries
 
 NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack
-from robustbench_lab.config import CONF
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.settings.conf import CONF
 from robustbench_lab.threats import NORMS, VIEWS, Budget, ThreatModel
-from robustbench_lab.training import Recipe, backward
+from robustbench_lab.training.loop import backward
+from robustbench_lab.training.recipe import Recipe
 
 FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
 BACKBONES = ("small_resnet", "small_cnn")

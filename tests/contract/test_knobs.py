@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from robustbench_lab.config import CONF, build, compose, plain
 from robustbench_lab.errors import LabError
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import CONF, compose, plain
 
 CHOICES = [(group, path.stem) for group in ("attack", "defense", "training") for path in sorted((CONF / group).glob("*.yaml"))]
 UNBOUNDED = {"budget.eps"}  # the ball may be the whole box, for attacks that look for the smallest perturbation

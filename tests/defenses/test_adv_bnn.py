@@ -13,18 +13,12 @@ from torch.nn.utils import parametrize
 
 from robustbench_lab.attacks.gradients import GradientAttack
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.defenses.adv_bnn import (
-    AdversarialBayesianNetwork,
-    Gaussian,
-    divergence,
-    gaussian_layers,
-    make_gaussian,
-)
+from robustbench_lab.defenses.adv_bnn import AdversarialBayesianNetwork, Gaussian, divergence, gaussian_layers, make_gaussian
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.judging import drawn
-from robustbench_lab.models import Defended
-from robustbench_lab.noise import without_noise
+from robustbench_lab.evaluation.judging import drawn
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.noise import without_noise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustbench_lab.judging import drawn
-from robustbench_lab.noise import noise_layers, without_noise
+from robustbench_lab.evaluation.judging import drawn
+from robustbench_lab.models.noise import noise_layers, without_noise
 
 
 @pytest.mark.parametrize("name", ["adv_bnn", "rse"])

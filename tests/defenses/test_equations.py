@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack
-from robustbench_lab.batches import epoch_batches
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.defenses.feature_matching import FullpleLoss, LabelEmbeddings
+from robustbench_lab.defenses.gaussian_augmentation import BoundedReLU
 from robustbench_lab.defenses.label_smoothing import smoothed
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import BoundedReLU, Classifier, Defended, cross_entropy
+from robustbench_lab.models.defended import Classifier, Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
+from robustbench_lab.training.batches import epoch_batches
 
 
 class OnePixel(nn.Module):

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from robustbench_lab.attacks.gradients import is_random
+from robustbench_lab.attacks.base import is_random
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import evaluate
+from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.jobs.evaluate import silenced
-from robustbench_lab.models import frozen
-from robustbench_lab.noise import noise_layers, without_noise
+from robustbench_lab.models.defended import frozen
+from robustbench_lab.models.noise import noise_layers, without_noise
 from robustbench_lab.threats import Budget
 
 NOISY = ["pni", "pni_activation_a", "pni_input", "learn2perturb", "adv_bnn", "rse"]

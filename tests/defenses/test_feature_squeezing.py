@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.defenses.feature_squeezing import FeatureSqueezing
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.evaluation.views import attacker_view
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.views import attacker_view
 
 
 class Squares(nn.Module):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from robustbench_lab.batches import epoch_batches
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.threats import Budget
-from robustbench_lab.training import fit
+from robustbench_lab.training.batches import epoch_batches
+from robustbench_lab.training.loop import fit
 
 WORDS = ("dataset=moons", "backbone=mlp_toy", "training=plane")
 POINTS = 200

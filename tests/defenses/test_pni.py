@@ -16,10 +16,11 @@ from robustbench_lab.defenses import pni
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.defenses.pni import NoisyLayer, injected, std_per_image
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import frozen
-from robustbench_lab.noise import noise_layers, normal_like, parameter_groups, without_noise
+from robustbench_lab.models.defended import frozen
+from robustbench_lab.models.noise import noise_layers, normal_like, parameter_groups, without_noise
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.training import State, backward, fit
+from robustbench_lab.training.loop import backward, fit
+from robustbench_lab.training.state import State
 
 NAMES = ["pni", "pni_channelwise", "pni_elementwise", "pni_input", "pni_activation_a", "pni_activation_b"]
 

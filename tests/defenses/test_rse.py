@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.defenses.rse import Noise
 from robustbench_lab.errors import LabError
-from robustbench_lab.judging import drawn
-from robustbench_lab.models import Defended, cross_entropy
+from robustbench_lab.evaluation.judging import drawn
+from robustbench_lab.models.defended import Defended, cross_entropy
 from robustbench_lab.randomness import ImageRandom
 
 BACKBONES = ["resnet20 backbone.depth=8", "resnet18", "vgg19 backbone.depth=11"]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.config import compose, run_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.training import fit
+from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.identity import run_of
+from robustbench_lab.training.loop import fit
 
 N = 6
 

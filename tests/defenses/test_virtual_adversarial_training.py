@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.gradients import kl_divergence
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 
 

@@ -3,8 +3,8 @@
 import fake_records
 
 from robustbench_lab.figures import of_tables
-from robustbench_lab.grid import read_table, reshaped
-from robustbench_lab.jobs.tables import cells_of
+from robustbench_lab.tables.cells import cells_of
+from robustbench_lab.tables.reading import read_table, reshaped
 
 CURVES = {
     "rows": [{"label": "plain"}, {"label": "RoCL", "not_run": "we do not have it"}],

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures import of_tables
 from robustbench_lab.figures.features import COLOURS, Cloud, features_figure, first_of_each, neighbours, principal_components
-from robustbench_lab.grid import read_table, reshaped
-from robustbench_lab.jobs.tables import cells_of
+from robustbench_lab.tables.cells import cells_of
+from robustbench_lab.tables.reading import read_table, reshaped
 
 WORDS = ["backbone=small_cnn", "attack=fgsm", "keep_features=20"]
 TABLE = {"overrides": WORDS, "published": None, "figure": {"kind": "features", "attacked": 1, "classes": ["plane", "car", "bird"]}}

@@ -10,9 +10,11 @@ import pytest
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures import of_tables
-from robustbench_lab.grid import read_table, reshaped
-from robustbench_lab.jobs.tables import cells_of, write
-from robustbench_lab.records import PLANE_FILE, wilson_interval
+from robustbench_lab.intervals import wilson_interval
+from robustbench_lab.jobs.tables import write
+from robustbench_lab.storage.records import PLANE_FILE
+from robustbench_lab.tables.cells import cells_of
+from robustbench_lab.tables.reading import read_table, reshaped
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def test_nothing_measured_is_nothing_drawn(outputs):
 
 
 def test_the_report_shows_the_figure_and_names_a_damaged_file(outputs):
-    from robustbench_lab.jobs.report import write_report
+    from robustbench_lab.report.page import write_report
 
     _, cells = filled("efficient_defenses/figure1", outputs)
     page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()

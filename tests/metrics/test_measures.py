@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.gradients import Attack
-from robustbench_lab.config import CONF, build, compose, evaluation_of, plain
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import Outcome, evaluate
+from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.outcome import Outcome
 from robustbench_lab.jobs.evaluate import measures_of
 from robustbench_lab.metrics.measures import EmpiricalRobustness, LossSensitivity, Measure, Seen, TrainingSetDistance
-from robustbench_lab.models import Defended
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import CONF, compose, plain
+from robustbench_lab.settings.identity import evaluation_of
 from robustbench_lab.threats import Budget
 
 NAMES = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))

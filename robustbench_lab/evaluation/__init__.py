@@ -1,0 +1,1 @@
+"""Attack a finished run, image by image, and say why its figures might deserve distrust."""

@@ -1,0 +1,14 @@
+"""95 % intervals of what is measured on a sample of images."""
+
+from __future__ import annotations
+
+import math
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927), as fractions of 1; images are the sample, the model is fixed."""
+    z = 1.959963984540054
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1 rounding may leave p outside

@@ -1,0 +1,113 @@
+"""The fast copy of a network that attacks differentiate."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]] | None:
+    """A traced copy without the BatchNorm layers that follow a convolution, and their (convolution, BatchNorm) names.
+
+    None if the network cannot be traced.
+    """
+    original = copy.deepcopy(network).eval()
+    try:
+        graph = torch.fx.symbolic_trace(original)
+    except Exception:  # tracing runs foreign code and may fail in any way; the plain network is always right
+        return None
+    modules = dict(graph.named_modules())
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    pairs = []
+    for node in graph.graph.nodes:
+        norm = modules[node.target] if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or norm.weight is None or norm.running_var is None:
+            continue
+        source = node.args[0]
+        if source.op != "call_module" or len(source.users) != 1 or type(modules[source.target]) is not nn.Conv2d:
+            continue
+        if calls[source.target] > 1:  # its other results would be folded too
+            continue
+        conv = modules[source.target]
+        if conv.bias is None:
+            conv.bias = nn.Parameter(torch.zeros(conv.out_channels, device=conv.weight.device))
+        pairs.append((source.target, node.target))
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph, pairs
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer outside any autocast: an attack compares logits that differ by less than bf16 resolves."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+class FastCopy(nn.Module):
+    """A copy of a network, for searches: BatchNorm folded into the convolutions, channels-last, optionally bf16 and compiled.
+
+    It computes the eval-mode function of the network with frozen parameters, up to rounding; the verdict never falls on it. `refresh`
+    copies the weights anew, which costs far less than one forward pass.
+    """
+
+    def __init__(self, graph: nn.Module, pairs: list[tuple[str, str]], own_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.pairs = pairs
+        self.run: nn.Module | Callable[[Tensor], Tensor] = graph
+        self.own_loss = own_loss
+        self.dtype = torch.float32
+        self.memory_format = torch.contiguous_format
+        self.device_type = "cpu"
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, own_loss: Callable[[Tensor, Tensor], Tensor], precision: str, channels_last: bool, compiled: bool
+    ) -> FastCopy | None:
+        """A copy of a network that draws nothing; None for one that cannot be traced."""
+        folded = _folded_graph(network)
+        if folded is None:
+            return None
+        fast = cls(*folded, own_loss)
+        fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        for module in fast.graph.modules():
+            if isinstance(module, nn.Conv2d):  # the rest stays in float32: FM's distances, say, are differences of near numbers
+                module.to(fast.dtype)
+            elif type(module) is nn.Linear:
+                module.forward = functools.partial(_linear, module)  # type: ignore[method-assign]
+        fast.graph.to(memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
+        fast.device_type = next(network.parameters()).device.type
+        fast.run = torch.compile(fast.graph, dynamic=False) if compiled else fast.graph
+        try:
+            fast.refresh(network)
+        except KeyError:  # a tensor that is in no state_dict: the plain network is always right
+            return None
+        return fast
+
+    @torch.no_grad()
+    def refresh(self, network: nn.Module) -> None:
+        """Take over the network's current weights."""
+        source = dict(network.state_dict(keep_vars=True))
+        target = dict(self.graph.state_dict(keep_vars=True))
+        for conv, norm in self.pairs:
+            scale = source[f"{norm}.weight"] * (source[f"{norm}.running_var"] + network.get_submodule(norm).eps).rsqrt()
+            target.pop(f"{conv}.weight").copy_(source[f"{conv}.weight"] * scale.view(-1, 1, 1, 1))
+            shift = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
+            bias = source.get(f"{conv}.bias")
+            target.pop(f"{conv}.bias").copy_(shift if bias is None else shift + bias * scale)
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is torch.bfloat16):
+            return self.run(x.to(torch.float32, memory_format=self.memory_format)).to(x.dtype)

@@ -1,0 +1,1 @@
+"""One page of every table, chart, picture and record; no torch."""

@@ -1,0 +1,113 @@
+"""Records and runs, read as far as the report needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustbench_lab.report.charts import Point
+
+UNSAID = dict.fromkeys(
+    ("forward_per_attacked_image", "backward_per_attacked_image", "device", "platform", "commit", "command", "finished_at", "versions")
+)  # what a record of an older version may lack, and a page can do without
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Where an attack may go."""
+
+    norm: str
+    eps: float
+
+    @classmethod
+    def of(cls, budget: Mapping[str, Any]) -> Ball:
+        return cls(str(budget["norm"]), float(budget["eps"]))  # a record has "inf" for infinity
+
+    def __str__(self) -> str:
+        levels = 255 * self.eps
+        if math.isinf(self.eps):
+            return f"{self.norm}, no bound"
+        if self.norm != "l0" and len(f"{self.eps:g}") > 5 and abs(levels - round(levels)) < 1e-6:
+            return f"{self.norm} {round(levels)}/255"
+        return f"{self.norm} {self.eps:g}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a panel measured on `n` images of one model: accuracies in percent, by the names of conf/panel/."""
+
+    key: str
+    ball: Ball
+    n: int
+    accuracy: Mapping[str, float]
+
+    @classmethod
+    def of(cls, panel: Mapping[str, Any]) -> Panel:
+        shares = {"clean": panel["clean_accuracy"], **panel["accuracy"]}
+        return cls(str(panel["key"]), Ball.of(panel), int(panel["n"]), {name: 100 * float(share) for name, share in shares.items()})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record and its folder, read as far as the page needs it; accuracies in percent."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    run: str
+    fingerprint: str
+    dataset: str
+    backbone: str
+    defense: str
+    seed: int
+    attack: str
+    threat_model: str
+    white: bool
+    ball: Ball
+    n: int
+    clean: float
+    robust: Point
+    seconds: float
+    warnings: Sequence[Mapping[str, str]]
+    panel: Panel | None
+
+    @classmethod
+    def of(cls, folder: Path, record: Mapping[str, Any]) -> Entry:
+        """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks what every record has."""
+        trained, config, choices = record["run"], record["config"], record["choices"]
+        low, high = record["robust_interval"]
+        return cls(
+            folder=folder,
+            record={**UNSAID, **record},
+            run=str(trained["fingerprint"]),
+            fingerprint=str(record["fingerprint"]),
+            dataset=str(trained["choices"]["dataset"]),
+            backbone=str(trained["choices"]["backbone"]),
+            defense=str(trained["choices"]["defense"]),
+            seed=int(trained["seed"]),
+            attack=str(choices["attack"]),
+            threat_model=str(choices["threat_model"]),
+            white=config["threat_model"]["sees"] == "defended",
+            ball=Ball.of(config["budget"]),
+            n=int(record["n"]),
+            clean=100 * record["clean_accuracy"],
+            robust=Point(100 * record["robust_accuracy"], 100 * low, 100 * high),
+            seconds=float(record["seconds"]),
+            warnings=[{"code": str(warning["code"]), "message": str(warning.get("message", ""))} for warning in record["warnings"]],
+            panel=Panel.of(record["panel"]) if record.get("panel") else None,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run: its run.json and its epochs."""
+
+    name: str
+    record: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, record: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Trained:
+        return cls(name, {**UNSAID, "config": {}, "seconds": None, "epochs": None, "parameters": None, **record}, epochs)

@@ -1,0 +1,150 @@
+"""Everything that a report is made from: the records and runs under an output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.report.entries import Entry, Trained
+from robustbench_lab.report.pictures import Example, examples_of
+from robustbench_lab.report.sections import Section
+from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.overrides import parsed
+from robustbench_lab.storage.files import read_arrays, read_json
+from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_record
+from robustbench_lab.tables.grid import Table
+
+CLASSES = ("dataset", "backbone", "defense", "attack")  # groups whose choices are of several classes
+GALLERY, PICTURES = 4, 4  # models of a table, and examples of each, that are shown
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Adversarial examples of one model under one attack."""
+
+    model: str
+    entry: Entry
+    examples: Sequence[Example]
+
+
+class Shelf:
+    """Every record and run under an output folder, and `problems`: the files that could not be read, with the reason."""
+
+    def __init__(self, output_root: Path) -> None:
+        self.root = output_root
+        self.problems: dict[str, str] = {}
+        self.entries: list[Entry] = []
+        self.trained: dict[str, Trained] = {}
+        for path in sorted((output_root / "runs").glob(f"*/evaluate/*/{RECORD_FILE}")):
+            if (record := self._read(path, read_record)) is not None:
+                try:
+                    self.entries.append(Entry.of(path.parent, record))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    self._problem(path, f"is damaged ({error!r}); repeat the job with force=true")
+        for path in sorted((output_root / "runs").glob(f"*/{RUN_FILE}")):
+            if (record := self._read(path, read_json)) is not None:
+                self.trained[path.parent.name.rpartition("-")[2]] = Trained.of(path.parent.name, record, self._epochs(path.parent))
+
+    def of_runs(self) -> dict[str, list[Entry]]:
+        """The records of each run that speak of the weights it has now."""
+        found: dict[str, list[Entry]] = {}
+        for entry in filter(self.is_current, self.entries):
+            found.setdefault(entry.run, []).append(entry)
+        return found
+
+    def is_current(self, entry: Entry) -> bool:
+        """Whether the runs that a record speaks of, the attacked and the attacker's, still have the weights that it speaks of."""
+        parts = [part for part in (entry.record["run"], entry.record.get("source")) if part]
+        return all(
+            (trained := self.trained.get(part["fingerprint"])) is not None and trained.record.get("model_digest") == part["model_digest"]
+            for part in parts
+        )
+
+    @cached_property
+    def _classes(self) -> list[dict[str, str]]:
+        """The classes behind each record and its run, by group, as far as these tell them."""
+        found = set()
+        for entry in self.entries:
+            run = self.trained[entry.run].record["config"] or {} if entry.run in self.trained else {}
+            config = {**run, **entry.record["config"]}
+            found.add(tuple((group, config[group]["_target_"]) for group in CLASSES if "_target_" in (config.get(group) or ())))
+        return [dict(classes) for classes in found]
+
+    def may_fill(self, table: Table) -> bool:
+        """Whether some record is of the classes that some cell's words choose: without one, the table need not be composed. The choices'
+        names do not tell: two of them, with other words, may have the same content."""
+        chosen = {frozenset(found for word in words if (found := class_of(word)) is not None) for _, _, words in table.words()}
+        return any(all(known.get(group, name) == name for group, name in classes) for classes in chosen for known in self._classes)
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Jobs that left an error and have not succeeded since: folder and error."""
+        runs = self.root / "runs"
+        paths = sorted([*runs.glob(f"*/{ERROR_FILE}"), *runs.glob(f"*/evaluate/*/{ERROR_FILE}")])
+        contents = [(path, self._read(path, read_json)) for path in paths]
+        return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
+
+    def galleries(self, section: Section) -> list[Gallery]:
+        found = []
+        for model, entry in section.strongest_rows(GALLERY):
+            path = entry.folder / EXAMPLES_FILE
+            if path.exists() and (arrays := self._read(path, read_arrays)) is not None:
+                try:
+                    examples = examples_of(arrays, entry.dataset, PICTURES)
+                except LabError as error:
+                    self._problem(path, f"is damaged: {error}; repeat the job with force=true")
+                    continue
+                if examples:
+                    found.append(Gallery(model, entry, examples))
+        return found
+
+    def href(self, entry: Entry) -> str:
+        """From the page to the record's file."""
+        return quote(f"../{self._name(entry.folder / RECORD_FILE)}")
+
+    def _epochs(self, folder: Path) -> list[dict[str, Any]]:
+        path = folder / "metrics.jsonl"
+        try:
+            epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            if not all(isinstance(epoch, dict) for epoch in epochs):
+                raise ValueError("expected an object a line")
+        except (OSError, ValueError) as error:
+            self._problem(path, f"cannot be read ({error})")
+            return []
+        return epochs
+
+    def _read(self, path: Path, read: Any) -> Any:
+        try:
+            return read(path)
+        except LabError as error:
+            self._problem(path, str(error).removeprefix(str(path)).strip())
+            return None
+
+    def _problem(self, path: Path, reason: str) -> None:
+        self.problems[self._name(path)] = reason
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+@cache
+def class_of(word: str) -> tuple[str, str] | None:
+    """Group and class of a word that chooses one: the class that its file names, or the file that this one inherits from."""
+    override = parsed(word)
+    group = override.key_or_group
+    if group not in CLASSES or override.package is not None:
+        return None
+    path = CONF / group / f"{override.value()}.yaml"
+    if not path.exists():  # who composes the table says so better
+        return None
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "_target_" in content:
+        return group, content["_target_"]
+    return class_of(f"{group}={next(base for base in content['defaults'] if isinstance(base, str) and base != '_self_')}")

@@ -1,0 +1,1 @@
+"""Papers' tables: read, planned, filled and written; no torch."""

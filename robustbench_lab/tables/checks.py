@@ -1,0 +1,254 @@
+"""What a table's file must hold, so that a wrong one is named with its line before anything is computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.errors import HydraException
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.overrides import inner_words, parsed
+from robustbench_lab.tables.claims import cells_in
+from robustbench_lab.tables.profiles import PROFILES
+from robustbench_lab.tables.published import fits, published_figure
+from robustbench_lab.tables.units import ACCURACIES, FORM, OTHERS, PARAMETERS, unit_of, word_for
+
+if TYPE_CHECKING:
+    from robustbench_lab.tables.grid import Table
+
+KINDS = ("exact", "claim", "none")
+FIGURES = {  # by kind: the keys that it needs, and those that it may have
+    "curves": ({"x"}, {"scale"}), "pictures": (set(), set()), "planes": (set(), set()), "features": ({"attacked"}, {"classes"}),
+}  # fmt: skip
+
+
+def check(table: Table, path: Path) -> None:
+    """Raises LabError for the first thing that is wrong, with file, line and key."""
+    for axis in ("rows", "columns"):
+        for i, entry in enumerate(getattr(table, axis)):
+            require(isinstance(entry.label, str), path, f"{axis}[{i}].label", "a text, in quotes if it looks like a number", entry.label)
+    for key in ("title", "source", "corner"):
+        require(isinstance(getattr(table, key), str), path, key, "a text", getattr(table, key))
+    labels = {axis: [entry.label for entry in getattr(table, axis)] for axis in ("rows", "columns")}
+    for axis, found in labels.items():
+        require(len(set(found)) == len(found), path, axis, "labels that differ", found)
+    metrics = [*ACCURACIES, PARAMETERS, *(f"{OTHERS}{file.stem}" for file in sorted((CONF / "metric").glob("*.yaml")))]
+    require(table.metric in metrics, path, "metric", f"one of {', '.join(metrics)}", table.metric)
+    for i, column in enumerate(table.columns):
+        require(column.metric in (None, *metrics), path, f"columns[{i}].metric", f"one of {', '.join(metrics)}", column.metric)
+        valid = column.form is None or (isinstance(column.form, str) and FORM.fullmatch(column.form))
+        require(bool(valid), path, f"columns[{i}].form", "a number format such as .3f, .4g or ,.0f", column.form)
+    require(table.profile in PROFILES, path, "profile", f"one of {', '.join(PROFILES)}", table.profile)
+    run = [row.label for row in table.rows if row.not_run is None]
+    for i, exception in enumerate(table.exceptions):
+        require(isinstance(exception, Mapping), path, f"exceptions[{i}]", "row, column, overrides", exception)
+        for axis in ("row", "column"):
+            told = exception.get(axis, "")
+            require(isinstance(told, str), path, f"exceptions[{i}].{axis}", "a text, in quotes if it looks like a number", told)
+        complete = set(exception) == {"row", "column", "overrides"} and all(
+            any(fits(label, exception[axis]) for label in labels[f"{axis}s"]) for axis in ("row", "column")
+        )
+        require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
+        some = any(fits(label, exception["row"]) for label in run)
+        require(some, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
+    _check_words(table, path)
+    _check_measured(table, path)
+    _check_figure(table, path)
+    _check_published(table, path)
+    _check_rows_not_run(table, path)
+    _check_claims(table, path)
+
+
+def _check_published(table: Table, path: Path) -> None:
+    published = table.published
+    require(isinstance(published, Mapping), path, "published", "kind, source and values", published)
+    kind = published.get("kind")
+    require(kind in KINDS, path, "published.kind", f"one of {', '.join(KINDS)}", kind)
+    unknown = set(published) - {"kind", "source", "values", "band", "quoted"}
+    require(not unknown, path, "published", "kind, source, values, band, quoted", sorted(unknown))
+    if kind != "none":
+        require(bool(published.get("source")), path, "published.source", "where the figures stand", None)
+    if kind != "exact":
+        unused = set(published) & {"values", "band", "quoted"}
+        require(not unused, path, "published", "values, band and quoted beside `kind: exact` only", sorted(unused))
+        return
+    values = published.get("values") or []
+    require(isinstance(values, list), path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", values)
+    shape = [len(row) if isinstance(row, list) else row for row in values]
+    expected = [len(table.columns)] * len(table.rows)
+    require(shape == expected, path, "published.values", f"{len(table.rows)} rows of {len(table.columns)}", shape)
+    for i, row in enumerate(values):
+        for figure in row:
+            known = figure is None or _is_number(figure) or (isinstance(figure, str) and published_figure(figure, None) is not None)
+            meant = "numbers in the column's unit, or null, or mean ± standard deviation such as '80.03 ± 0.15'"
+            require(known, path, f"published.values[{i}]", meant, figure)
+    band: Any = published.get("band")
+    each = isinstance(band, list)
+    counted = not each or len(band) == len(table.columns)
+    known = all((each and entry is None) or (_is_number(entry) and entry >= 0) for entry in (band if each else [band]))
+    meant = "the difference up to which ours counts as theirs: a number, or one for each column, null where none is compared"
+    require(counted and known, path, "published.band", meant, band)
+    _check_quoted(table, path)
+
+
+def _check_quoted(table: Table, path: Path) -> None:
+    quoted = table.published.get("quoted", [])
+    require(isinstance(quoted, list), path, "published.quoted", "a list of cells and source", quoted)
+    for i, entry in enumerate(quoted):
+        complete = (
+            isinstance(entry, Mapping) and set(entry) == {"cells", "source"} and all(isinstance(text, str) for text in entry.values())
+        )
+        require(complete, path, f"published.quoted[{i}]", "cells, a glob on 'row / column', and source", entry)
+    printed = [f"{row.label} / {column.label}" for row in table.rows for column in table.columns if table.published_in(row, column)]
+    for i, entry in enumerate(quoted):
+        meant = "a glob on 'row / column' that fits a cell with a published figure"
+        require(any(fits(cell, entry["cells"]) for cell in printed), path, f"published.quoted[{i}].cells", meant, entry["cells"])
+
+
+def _check_rows_not_run(table: Table, path: Path) -> None:
+    for i, row in enumerate(table.rows):
+        if row.not_run is not None:
+            key = f"rows[{i}].not_run"
+            require(isinstance(row.not_run, str) and bool(row.not_run.strip()), path, key, "why the row is not run", row.not_run)
+            require(not row.overrides, path, key, "a row without overrides, because nothing of it is run", row.overrides)
+            printed = any(table.published_in(row, column) for column in table.columns)
+            require(printed, path, key, "published figures in the row, because it shows nothing else", row.label)
+
+
+def _check_claims(table: Table, path: Path) -> None:
+    cells = {f"{row.label} / {column.label}": (row, table.metric_of(column)) for row in table.rows for column in table.columns}
+    required = table.published["kind"] == "claim"
+    require(not required or bool(table.claims), path, "claims", "what the paper claims, because published.kind is claim", [])
+    for i, claim in enumerate(table.claims):
+        for key in ("text", "source", "evidence", "sign"):
+            told = getattr(claim, key)
+            optional = key in ("evidence", "sign") and told is None
+            require(isinstance(told, str) or optional, path, f"claims[{i}].{key}", "a text", told)
+        key = f"claims[{i}].holds_if"
+        require(bool(claim.holds_if), path, key, "comparisons", claim.holds_if)
+        for comparison in claim.holds_if:
+            named = cells_in(str(comparison)) or []
+            known = cells_in(str(comparison)) is not None and all(name in cells for name in named)
+            require(known, path, key, "such as 'row / column > row / column + 5', of this table", comparison)
+            run = all(cells[name][0].not_run is None for name in named)
+            require(run, path, key, "cells of rows that are run, without not_run", comparison)
+            require(len({unit_of(cells[name][1]) for name in named}) < 2, path, key, "figures of one unit", comparison)
+
+
+def _check_words(table: Table, path: Path) -> None:
+    places = [("overrides", table.overrides)]
+    places += [(f"{axis}[{i}].overrides", entry.overrides) for axis in ("rows", "columns") for i, entry in enumerate(getattr(table, axis))]
+    places += [(f"exceptions[{i}].overrides", entry["overrides"]) for i, entry in enumerate(table.exceptions)]
+    for key, words in places:
+        require(isinstance(words, Sequence) and not isinstance(words, str), path, key, "a list of words", words)
+        for word in words:
+            try:
+                found = [parsed(word), *(parsed(inner) for inner in inner_words(word))]
+            except (HydraException, LabError, TypeError) as error:
+                raise LabError(f"{place(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
+            for override in found:
+                group = override.key_or_group
+                if (CONF / group).is_dir():
+                    choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+                    value = override.value()
+                    known = all(entry in choices for entry in (value if isinstance(value, list) else [value]))
+                    require(known, path, key, f"{group} to be one of {', '.join(choices)}", value)
+
+
+def _check_measured(table: Table, path: Path) -> None:
+    """Every cell's words must ask for what it shows; whether its attack is repeated is known when it is composed, in jobs/tables.py."""
+    for row, column, words in table.words():
+        metric = table.metric_of(column)
+        said = {override.key_or_group: override.value() for override in map(parsed, words)}
+        asked = said.get("metric")
+        if metric == "attacked_accuracy":
+            measured = said.get("attack_misclassified") is True
+        else:
+            measured = not metric.startswith(OTHERS) or unit_of(metric) in (asked if isinstance(asked, list) else [asked])
+        key = f"columns[{table.columns.index(column)}].metric" if column.metric else "metric"
+        require(measured, path, key, f"the words of {row.label} / {column.label} to have {word_for(metric)}, for {metric}", words)
+
+
+def _check_figure(table: Table, path: Path) -> None:
+    figure = table.figure
+    require(isinstance(figure, Mapping), path, "figure", "kind, and what that needs", figure)
+    if not figure:
+        return
+    require(figure.get("kind") in FIGURES, path, "figure.kind", f"one of {', '.join(FIGURES)}", figure.get("kind"))
+    (needed, optional), keys = FIGURES[figure["kind"]], set(figure) - {"kind"}
+    meant = f"for {figure['kind']} {', '.join(['kind', *sorted(needed)])}" + "".join(f", perhaps {key}" for key in sorted(optional))
+    require(needed <= keys <= needed | optional, path, "figure", meant, sorted(figure))
+    if figure["kind"] == "features":
+        _check_features(table, path)
+    if figure["kind"] == "curves":
+        require(figure.get("scale", "log") == "log", path, "figure.scale", "log, or no such key", figure.get("scale"))
+        require(isinstance(figure["x"], str), path, "figure.x", "the axis's name and unit", figure["x"])
+        places = [_place_on_axis(column.label) for column in table.columns]
+        rising = None not in places and places == sorted(set(places))  # type: ignore[type-var]
+        require(
+            rising, path, "columns", "labels that are numbers, rising, for a figure of curves", [column.label for column in table.columns]
+        )
+        shown = [table.metric_of(column) for column in table.columns]
+        accuracies = all(metric in ACCURACIES and metric != "attack_success_rate" for metric in shown)
+        require(accuracies, path, "columns", "accuracies, for a figure of curves", shown)
+
+
+def _check_features(table: Table, path: Path) -> None:
+    attacked, classes = table.figure["attacked"], table.figure.get("classes")
+    named = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
+    require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
+    known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
+    require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
+    kept = any(parsed(word).key_or_group == "keep_features" for _, _, words in table.words() for word in words)
+    require(kept, path, "figure", "words with keep_features, for a figure of features", table.overrides)
+
+
+def _place_on_axis(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require(condition: bool, path: Path, key: str, expected: str, got: object) -> None:
+    """Raises LabError with the key's place unless the condition holds."""
+    if not condition:
+        raise LabError(f"{place(path, key)}: {key}: expected {expected}, got {got!r}")
+
+
+def place(path: Path, key: str) -> str:
+    """File and line of a key; the file is that of the table that this one is like, if only that one has the key."""
+    content = yaml.safe_load(path.read_text())
+    if key.partition(".")[0].partition("[")[0] not in content and "like" in content:
+        other = file_of(path.parents[1], str(content["like"]))
+        path = other if other.exists() else path
+    return f"{path}:{_line(path, key)}"
+
+
+def file_of(tables: Path, name: str) -> Path:
+    """The file of <paper>/<table> in the folder of all tables."""
+    return next((path for suffix in (".yaml", ".yml") if (path := tables / f"{name}{suffix}").exists()), tables / f"{name}.yaml")
+
+
+def _line(path: Path, key: str) -> int:
+    """The line of a file where a key such as rows[2].label stands, or the innermost part of it that is there."""
+    node, line = yaml.compose(path.read_text()), 1
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node, yaml.MappingNode):
+            found = next(((name, value) for name, value in node.value if name.value == part), None)
+        else:
+            entries = node.value if isinstance(node, yaml.SequenceNode) and part.isdigit() else []
+            found = (entries[int(part)], entries[int(part)]) if entries and int(part) < len(entries) else None
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

@@ -1,0 +1,81 @@
+"""How a profile changes a table's words: conf/grid/<profile>.yaml, applied cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.overrides import inner_words, merged_overrides, parsed, readable
+
+RULES = CONF / "grid"
+PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a profile changes a table's words, as conf/grid/<profile>.yaml says; of several patterns, the first that fits counts.
+
+    choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
+    `group=choice`, words that are added. everywhere: words that every cell gets, unless those added say otherwise. curve_points: how many
+    columns are left of a table that is drawn as curves, 2 or more, the first and the last among them; null: all.
+    """
+
+    choices: Mapping[str, Mapping[str, str]]
+    words: Mapping[str, Sequence[str]]
+    everywhere: Sequence[str]
+    curve_points: int | None = None
+
+    @classmethod
+    def read(cls, profile: str) -> Rules:
+        path = RULES / f"{profile}.yaml"
+        try:
+            rules = cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+        except (TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
+            raise LabError(f"{path}: {error}") from error
+        if rules.curve_points is not None and rules.curve_points < 2:
+            raise LabError(f"{path}: curve_points: expected 2 or more, or null, got {rules.curve_points}")
+        return rules
+
+    def applied(self, words: Sequence[str]) -> list[str]:
+        """A cell's words, changed."""
+        kept, added = self._changed(words)
+        return merged_overrides(merged_overrides(kept, self.everywhere), added)
+
+    def _changed(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words, with other choices, and those that are added to them."""
+        replaced, result = set(), []
+        for word in words:
+            override = parsed(word)
+            if inner := inner_words(word):
+                result.append(_outer(merged_overrides(*self._changed(inner))))
+                continue
+            new = self._choice(override.key_or_group, override.value())
+            if new is not None:
+                replaced.add(override.key_or_group)
+                word = f"{override.key_or_group}={new}"
+            result.append(word)
+        kept = [word for word in result if not _speaks_of(word, replaced)]
+        added = [more for word in kept for pattern, words in self.words.items() if fnmatchcase(word, pattern) for more in words]
+        return kept, added
+
+    def _choice(self, group: str, choice: object) -> str | None:
+        patterns = self.choices.get(group, {})
+        new = next((new for pattern, new in patterns.items() if fnmatchcase(str(choice), pattern)), choice)
+        return None if new == choice else str(new)
+
+
+def _speaks_of(word: str, groups: set[str]) -> bool:
+    """Whether the word is about a key within one of the groups, and no choice."""
+    group, _, key = parsed(word).key_or_group.partition(".")
+    return bool(key) and group in groups
+
+
+def _outer(words: Sequence[str]) -> str:
+    return readable(f"threat_model.overrides=[{','.join(words)}]")

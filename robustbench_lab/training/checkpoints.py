@@ -1,0 +1,97 @@
+"""Weights and training states on disk: safetensors only, with a digest, so that a damaged file is never half-loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.storage.files import write_bytes
+from robustbench_lab.training.state import State
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash over names, shapes, types and values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> str:
+    """Write tensors and JSON metadata into one file; returns the digest. Raises LabError when the disk fails."""
+    checksum = digest(tensors)
+    # Copies, because safetensors refuses tensors that share memory (the best weights may be the last).
+    content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                   {"lab": json.dumps({**meta, "digest": checksum})})  # fmt: skip
+    write_bytes(path, content)
+    return checksum
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Raises LabError, naming the file, when it is missing, truncated, damaged or of another kind."""
+    remedy = "delete it and train again, or train with force=true"
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["lab"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise LabError(f"{path} is damaged or not a file of this project ({error}); {remedy}") from error
+    if digest(tensors) != meta.get("digest"):
+        raise LabError(f"{path} is damaged: its contents do not match their digest; {remedy}")
+    return tensors, meta
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load all weights or none. Raises LabError, naming what does not fit, for a checkpoint of another architecture."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        first = differing[0]
+        raise LabError(
+            f"{path} holds another architecture than the settings describe: {len(differing)} tensors differ, the first is {first!r} "
+            f"(expected {expected.get(first)}, found {found.get(first)}); check backbone, dataset and defense, or train with force=true"
+        )
+    model.load_state_dict(tensors)
+
+
+def save_state(path: Path, state: State, run: str) -> None:
+    """Write a training state under the run's fingerprint, in one file. Raises LabError when its weights are not finite."""
+    for name, tensor in state.model.items():
+        if not torch.isfinite(tensor).all():
+            raise LabError(
+                f"the weights {name!r} are not finite at the end of epoch {state.epoch}; the checkpoint of epoch {state.epoch - 1} is "
+                "kept; a lower training.optimizer.lr or training.precision=fp32 may help"
+            )
+    groups = {f.name: getattr(state, f.name) for f in fields(state) if f.name in ("model", "best", "optimizers")}
+    tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
+    # A tensor like the others, so that the digest covers it: a flipped bit in the epoch would end at other weights without a word.
+    progress = json.dumps({"epoch": state.epoch, "history": state.history}).encode()
+    write_tensors(path, {**tensors, PROGRESS: torch.frombuffer(bytearray(progress), dtype=torch.uint8)}, {"run": run})
+
+
+def load_state(path: Path, run: str) -> State:
+    """Raises LabError when the file is damaged, or belongs to another run."""
+    tensors, meta = read_tensors(path)
+    if meta.get("run") != run:
+        raise LabError(f"{path} belongs to run {meta.get('run')}, not to {run}; delete it and train again")
+    if PROGRESS not in tensors:
+        raise LabError(f"{path} is no training state that this version reads; delete it and train again")
+    state = State(**json.loads(tensors.pop(PROGRESS).numpy().tobytes()))
+    for name, tensor in tensors.items():
+        group, _, key = name.partition("/")
+        getattr(state, group)[key] = tensor
+    return state

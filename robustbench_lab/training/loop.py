@@ -1,0 +1,156 @@
+"""fit(): the one training loop.
+
+Everything random in an epoch is a function of (seed, epoch, image), so that a run resumed from its last complete epoch ends at the same
+weights as one that was never stopped, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses.base import Batch, Defense, Player
+from robustbench_lab.errors import LabError
+from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
+from robustbench_lab.progress import progress
+from robustbench_lab.randomness import stable_hash
+from robustbench_lab.training.batches import epoch_batches, split_validation, spread
+from robustbench_lab.training.recipe import Recipe
+from robustbench_lab.training.state import State, advance, restore_optimizers
+
+CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
+
+
+def fit(
+    defense: Defense,
+    model: Defended,
+    train_data: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    state: State | None = None,
+    save: Callable[[State], None] = lambda state: None,
+    source: Defended | None = None,
+) -> State:
+    """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
+
+    The model and the data lie on one device. source: the trained model that a `Taught` defense learns from.
+    Returns the last state; the model then holds the weights that the recipe keeps.
+    Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
+    """
+    train, validation = split_validation(len(train_data), recipe.validation)
+    teacher = None if source is None else source.eval().requires_grad_(False)
+    if (extra := defense.extra_images(teacher, _chosen(train_data, train), seed)) is not None:
+        train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
+        train_data = train_data.followed_by(extra)
+    if state is None:
+        state = State()
+        defense.prepare(model, _chosen(train_data, train))
+    else:
+        model.load_state_dict(state.model)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if recipe.compile:
+        torch.compiler.reset()  # a sweep trains many models in one process, and dynamo keeps only so many versions of a function
+        model.network.compile(dynamic=False)  # a smaller last batch gets kernels of its own, and does not slow the others
+    model.attach_fast_copy(recipe.attack_precision, recipe.channels_last, recipe.compile)
+    players = defense.players(model)
+    optimizers = {player.name: recipe.optimizer(list(player.parameters)) for player in players}
+    base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+    restore_optimizers(optimizers, state.optimizers)
+    visits = len(train) * defense.copies
+    steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
+
+    with (
+        progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar,
+        full_precision(),
+        searched_kernels(),
+    ):
+        while not state.finished(recipe):
+            epoch, started = state.epoch, time.perf_counter()
+            torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images
+            watch = LossWatch(players, epoch)
+            model.train()
+            for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch, teacher)):
+                factor = recipe.schedule(epoch + step / steps, recipe.epochs)
+                for player in players:
+                    optimizer = optimizers[player.name]
+                    for group, lr in zip(optimizer.param_groups, base_lr[player.name], strict=True):
+                        group["lr"] = lr * factor
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = backward(player, model, batch, recipe.precision)
+                    optimizer.step()
+                    watch.see(player.name, loss, step)
+                defense.after_step(model)
+                bar.update()
+                if step % CHECK_EVERY == CHECK_EVERY - 1:
+                    bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(players[0].name):.4f}", refresh=False)
+            row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in optimizers}}
+            seconds = time.perf_counter() - started  # after the means, which wait for the device
+            row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
+            with torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
+                row |= defense.epoch_metrics(model.eval(), train_data.batches(spread(train), recipe.batch_size))
+            if len(validation):
+                row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
+            state = advance(state, model, optimizers, row, recipe)
+            save(state)
+    model.load_state_dict(state.best if recipe.keep == "best" else state.model)
+    return state
+
+
+def _chosen(data: ImageSet, positions: Tensor) -> ImageSet:
+    """Those of the images at different positions; all of them are not copied."""
+    return data if len(positions) == len(data) else data.subset(positions)
+
+
+def backward(player: Player, model: Defended, batch: Batch, precision: str) -> Tensor:
+    """Add the gradient of the player's loss to its parameters, term by term; returns the loss, detached."""
+    total = torch.zeros((), device=batch.x.device)
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss = player.loss(model, batch)
+    terms = iter([loss]) if isinstance(loss, Tensor) else loss
+    while True:
+        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            term = next(terms, None)
+        if term is None:
+            return total
+        term.backward()
+        total = total + term.detach()
+
+
+@torch.no_grad()
+def accuracy(model: Defended, data: ImageSet, positions: Tensor, batch_size: int) -> float:
+    """Share of correct predictions in eval mode; leaves the model in it."""
+    model.eval()
+    correct = sum((model(x).argmax(dim=1) == y).sum() for x, y, _ in data.batches(positions, batch_size))
+    return float(correct) / len(positions)
+
+
+class LossWatch:
+    """Sums each player's loss on the device, and remembers the first step at which it was not finite; looks only when asked."""
+
+    def __init__(self, players: Sequence[Player], epoch: int) -> None:
+        self.epoch = epoch
+        self.sums: dict[str, Tensor] = {}
+        self.first_bad: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def see(self, player: str, loss: Tensor, step: int) -> None:
+        loss = loss.detach().float()
+        never = torch.full_like(loss, torch.inf)
+        bad = torch.where(torch.isfinite(loss), never, torch.full_like(loss, step))
+        self.sums[player] = self.sums.get(player, torch.zeros_like(loss)) + loss
+        self.first_bad[player] = torch.minimum(self.first_bad.get(player, never), bad)
+        self.steps = step + 1
+
+    def mean(self, player: str) -> float:
+        name, first = min(self.first_bad.items(), key=lambda item: float(item[1]))  # where it began: one player's spoils the others'
+        if torch.isfinite(first):
+            raise LabError(
+                f"the loss of player {name!r} is not finite in epoch {self.epoch + 1}, step {int(first) + 1}; the checkpoint of epoch "
+                f"{self.epoch} is kept; a lower training.optimizer.lr or training.precision=fp32 may help"
+            )
+        return float(self.sums[player]) / self.steps
