@@ -29,8 +29,12 @@ def require_not_negative(value: object, key: str, more: str = "") -> None:
     require(is_number(value) and 0 <= value < math.inf, key, f"a finite number >= 0{more}", value)  # type: ignore[operator]
 
 
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def require_count(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, key, "a whole number >= 1", value)
+    require(is_count(value), key, "a whole number >= 1", value)
 
 
 def require_epoch(value: object, key: str) -> None:

@@ -15,7 +15,7 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.models.defended import Classifier, Defended, Normalise
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import compose, plain
-from robustbench_lab.settings.identity import Run
+from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.settings.overrides import RUN_GROUPS
 from robustbench_lab.tables import expansion
 from robustbench_lab.training.loop import fit
@@ -64,12 +64,8 @@ def built() -> Callable[..., Any]:
 def run_objects() -> Callable[..., Any]:
     """`run_objects("defense=fm")`: the dataset, model, defense and recipe of a training run."""
 
-    @functools.cache
-    def config(*overrides: str) -> Run:
-        cfg, choices = compose("train", overrides)
-        return Run(plain(cfg, *RUN_GROUPS, "seed"), {group: choices[group] for group in RUN_GROUPS})
-
-    return lambda *overrides: objects(config(*overrides))
+    run = functools.cache(lambda *overrides: run_at_words(overrides))
+    return lambda *overrides: objects(run(*overrides))
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,7 @@ def test_no_circle():
         ("defenses.trades", "from robustbench_lab.defenses import feature_matching"),
         ("defenses.trades", "from . import feature_matching"),
         ("defenses.trades", "from robustbench_lab.training.loop import fit"),
-        ("metrics.measures", "from robustbench_lab.jobs.evaluate import job"),
+        ("metrics.base", "from robustbench_lab.jobs.evaluate import job"),
         ("backbones.mlp", "from robustbench_lab.attacks import pgd"),
         ("datasets.base", "import robustbench_lab.defenses.base"),
         ("training.loop", "if TYPE_CHECKING:\n    from hydra.utils import instantiate"),

@@ -37,9 +37,10 @@ class Attack(ABC):
 
     norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
     model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
-    finite ball it then returns that one if it lies inside, else a point of the ball. needs_labels: whether it looks at y. batchwise:
-    whether an image's result may depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it
-    wants all images in one. separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
+    finite ball it then returns that one if it lies inside, else a point of the ball. minimal_as_published: whether its authors' metrics
+    take it for minimal, though it may miss the nearest. needs_labels: whether it looks at y. batchwise: whether an image's result may
+    depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it wants all images in one.
+    separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
     Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
     """
 
@@ -48,6 +49,7 @@ class Attack(ABC):
     needs_gradients: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     minimal: ClassVar[bool] = False
+    minimal_as_published: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
     whole_split: ClassVar[bool] = False

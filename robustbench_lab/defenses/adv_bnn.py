@@ -11,13 +11,14 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import require, require_count, require_not_negative, require_positive
@@ -105,8 +106,7 @@ class AdversarialBayesianNetwork(AdversarialDefense):
         model.register_buffer("train_images", torch.ones((), dtype=torch.int64))  # N; `prepare` counts them
         return model
 
-    def prepare(self, model: Defended, train_data: object) -> None:
-        assert isinstance(train_data, Sized)
+    def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
         model.get_buffer("train_images").fill_(len(train_data))
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ class Tempered(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Taught):
-    """Cross-entropy between the source's probabilities and the model's, both at `temperature`."""
+    """Cross-entropy between the teacher's probabilities and the model's, both at `temperature`."""
 
     temperature: float
 
@@ -41,7 +41,7 @@ class Distillation(Taught):
         require_positive(self.temperature, "temperature")
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
-        assert batch.source is not None, "a Taught defense is given the run that it names"
+        assert batch.teacher is not None, "a Taught defense is given the run that it names"
         with torch.no_grad():
-            soft = F.softmax(batch.source(batch.x) / self.temperature, dim=1)
+            soft = F.softmax(batch.teacher(batch.x) / self.temperature, dim=1)
         return F.cross_entropy(model(batch.x) / self.temperature, soft)

@@ -9,7 +9,7 @@ Limits: a model can hide its gradients in ways that none of these sees; no warni
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.knobs import is_number, require
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen, full_precision
 from robustbench_lab.threats import Budget
@@ -67,14 +68,15 @@ class Panel:
                 except LabError as error:
                     raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
 
-    def run(self, defended: Defended, data: ImageSet, budget: Budget, **how: Any) -> dict[str, Any]:
+    def run(self, defended: Defended, data: ImageSet, budget: Budget, protocol: Protocol) -> dict[str, Any]:
         """The figures: what the outputs look like, and which of the panel's images each attack leaves right.
 
-        budget: a finite ball, linf or l2. how: seed, batch_size and what else evaluate() takes.
+        budget: a finite ball, linf or l2. Of the protocol, what says how to ask; nothing else is measured or kept.
         """
         chosen = data.subset(torch.linspace(0, len(data) - 1, min(self.images, len(data))).round().long().unique())
-        facts = outputs(defended, chosen, how["batch_size"])
-        facts["eot_samples"] = how.get("eot_samples", 1) if defended.stochastic else 1
+        asked = replace(protocol, misclassified=False, measures={}, keepers=(), train=None)
+        facts = outputs(defended, chosen, asked.batch_size)
+        facts["eot_samples"] = asked.eot_samples if defended.stochastic else 1
         whole = 1.0 if budget.norm == "linf" else math.prod(chosen.shape) ** 0.5  # no two images are further apart
         attempts = {
             "one_step": (self.one_step, budget.eps),
@@ -91,7 +93,7 @@ class Panel:
         for name, (attack, eps) in attempts.items():
             if attack is not None:
                 try:
-                    outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), **how)
+                    outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), asked)
                 except LabError as error:
                     raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
                 facts["clean_accuracy"] = float(outcome.clean.mean())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustbench_lab.knobs import require
-from robustbench_lab.metrics.measures import OfBroken, Seen
+from robustbench_lab.metrics.base import OfBroken, Seen
 from robustbench_lab.threats import NORMS, Budget
 
 

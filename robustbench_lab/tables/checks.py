@@ -204,8 +204,8 @@ def _check_features(table: Table, path: Path) -> None:
     require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
     known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
     require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
-    kept = any(parsed(word).key_or_group == "keep_features" for _, _, words in table.words() for word in words)
-    require(kept, path, "figure", "words with keep_features, for a figure of features", table.overrides)
+    kept = any(parsed(word).key_or_group == "keep" for _, _, words in table.words() for word in words)
+    require(kept, path, "figure", "words with keep=[features], for a figure of features", table.overrides)
 
 
 def _place_on_axis(label: str) -> float | None:

@@ -16,7 +16,7 @@ from robustbench_lab.settings.identity import Evaluation, Run, evaluation_from, 
 from robustbench_lab.settings.overrides import RUN_GROUPS, inner_words, parsed, train_overrides
 
 GROUPS = (*RUN_GROUPS, "attack", "budget", "threat_model", "panel")
-WHOLE = ("profile=", "metric=")  # words that Hydra composes a whole config for, the others being added to it
+WHOLE = ("profile=", "metric=", "keep=")  # words that Hydra composes a whole config for, the others being added to it
 REFERENCE = re.compile(r"\$\{(?:backbone|defense|training|seed|profile)\b")
 _NOTHING = object()
 
@@ -69,7 +69,7 @@ class Expansion:
     def _run(self, words: Sequence[str]) -> Run:
         key = tuple(words)
         if key not in self._runs:
-            self._runs[key] = run_of(*self._config("train", words))
+            self._runs[key] = run_of(*self._config("train", words), words, self._run)
         return self._runs[key]
 
     def _choices_in(self, words: Sequence[str]) -> set[tuple[str, str]]:

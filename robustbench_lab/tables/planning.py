@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import Evaluation, Run, run_of
-from robustbench_lab.settings.overrides import merged_overrides, train_overrides
+from robustbench_lab.settings.identity import Evaluation, Run
+from robustbench_lab.settings.overrides import train_overrides
 from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE, finished_runs
+from robustbench_lab.storage.folders import OutputFolder
+from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
 
 
@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
 def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
     """The jobs behind the cells, each once."""
     cells, costs = list(cells), Costs(output_root)
-    trained = {folder.name.rpartition("-")[2] for folder, _ in finished_runs(output_root)}
+    trained = {folder.name.rpartition("-")[2] for folder in OutputFolder(output_root).trained()}
     runs: dict[str, Job] = {}
     evaluations: dict[tuple[str, str], Job] = {}
     for cell in cells:
@@ -89,7 +89,7 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
         for run, described in ((evaluation.run, words), (evaluation.source, evaluation.source_words)):
             if run is not None and run.fingerprint not in runs:
                 for part, its_words in _with_teachers(run, described):
-                    file, needs = part.folder(output_root) / RUN_FILE, frozenset({part.source.fingerprint} if part.source else ())
+                    file, needs = part.folder(output_root) / RUN_FILE, frozenset({part.teacher.fingerprint} if part.teacher else ())
                     finished = part.fingerprint in trained
                     runs.setdefault(
                         part.fingerprint,
@@ -110,14 +110,9 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
 
 
 def _with_teachers(run: Run, words: Sequence[str]) -> list[tuple[Run, Sequence[str]]]:
-    """The runs that a run learns from, and at last itself, each with its words; a teacher that no words describe is left to `train`."""
-    found: list[tuple[Run, Sequence[str]]] = [(run, words)]
-    while (teacher := found[0][0].source) is not None:
-        described = merged_overrides(found[0][1], [f"defense={teacher.choices['defense']}"])
-        if run_of(*compose("train", described)).fingerprint != teacher.fingerprint:
-            break
-        found.insert(0, (teacher, described))
-    return found
+    """The runs that a run learns from, and at last itself, each with its words."""
+    taught = _with_teachers(run.teacher, run.teacher_words) if run.teacher else []
+    return [*taught, (run, words)]
 
 
 class Costs:
@@ -126,13 +121,14 @@ class Costs:
     def __init__(self, output_root: Path) -> None:
         self._training: dict[tuple[Any, ...], list[float]] = {}
         self._attacking: dict[tuple[Any, ...], list[float]] = {}
-        for folder, run in finished_runs(output_root):
+        for folder in OutputFolder(output_root).trained():
             with suppress(KeyError, TypeError):
+                run = folder.record
                 for key in _like_training(run["choices"], run["config"]):
                     self._training.setdefault(key, []).append(float(run["seconds"]))
-            for path in (folder / "evaluate").glob(f"*/{RECORD_FILE}"):
+            for evaluation in folder.evaluations():
                 with suppress(LabError, KeyError, TypeError):
-                    record = read_json(path)
+                    record = read_json(evaluation.path / RECORD_FILE)
                     if any(record.get("examples_from_before", ())):
                         continue  # it did not search
                     for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):

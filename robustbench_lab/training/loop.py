@@ -33,22 +33,23 @@ def fit(
     seed: int,
     state: State | None = None,
     save: Callable[[State], None] = lambda state: None,
-    source: Defended | None = None,
+    teacher: Defended | None = None,
 ) -> State:
     """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
 
-    The model and the data lie on one device. source: the trained model that a `Taught` defense learns from.
+    The model and the data lie on one device. teacher: the trained model that a `Taught` defense learns from.
     Returns the last state; the model then holds the weights that the recipe keeps.
     Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
     """
     train, validation = split_validation(len(train_data), recipe.validation)
-    teacher = None if source is None else source.eval().requires_grad_(False)
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
     if (extra := defense.extra_images(teacher, _chosen(train_data, train), seed)) is not None:
         train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
         train_data = train_data.followed_by(extra)
     if state is None:
         state = State()
-        defense.prepare(model, _chosen(train_data, train))
+        defense.prepare(model, _chosen(train_data, train), teacher)
     else:
         model.load_state_dict(state.model)
     if recipe.channels_last:

@@ -182,7 +182,7 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
         "index": np.int64,
         "clean": np.bool_,
         "robust": np.bool_,
-        "distance": np.float64,
+        "distance": np.float32,
         "right": np.float64,
         "broken_by": np.int64,
         "stages": np.dtype("<U3"),

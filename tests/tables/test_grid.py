@@ -8,7 +8,7 @@ import yaml
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import CONF, compose, tables_folder
-from robustbench_lab.settings.identity import evaluation_of, run_of
+from robustbench_lab.settings.identity import evaluation_of, run_at_words
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.tables import expansion
 from robustbench_lab.tables.cells import cells_of
@@ -434,8 +434,8 @@ def test_quick_begins_late_what_the_quick_variants_begin_late(defense):
     """conf/grid/quick.yaml and conf/defense/<defense>_quick.yaml say the same."""
     base = ["dataset=cifar10", "backbone=resnet20"]
     cell = Rules.read("quick").applied([*base, f"defense={defense}", "training=fm"])
-    variant = run_of(*compose("train", [*base, "profile=quick", f"defense={defense}_quick"]))
-    assert run_of(*compose("train", cell)).config["defense"] == variant.config["defense"]
+    variant = run_at_words([*base, "profile=quick", f"defense={defense}_quick"])
+    assert run_at_words(cell).config["defense"] == variant.config["defense"]
 
 
 # Tables that are like others

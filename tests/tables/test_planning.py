@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from robustbench_lab.intervals import wilson_interval
+from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.storage.files import write_json
 from robustbench_lab.storage.records import MODEL_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell, cells_of
@@ -73,7 +74,7 @@ def test_a_teacher_is_a_job_that_comes_first(cells, tmp_path):
     standard, vat, static, tempered, distilled = trainings
     assert vat.needs == static.needs == {standard.fingerprint}
     assert distilled.needs == {tempered.fingerprint}
-    assert standard.words == ["backbone=small_cnn", "defense=standard"]
+    assert run_at_words(standard.words) == run_at_words(["backbone=small_cnn", "defense=standard"])
 
 
 def test_a_row_that_is_not_run_is_no_job(cells, tmp_path):
