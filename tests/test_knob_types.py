@@ -1,0 +1,114 @@
+"""What a knob may be: each type with right and wrong values, and the message; every class that a config names is checked so."""
+
+import math
+import re
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import (
+    NOT_EMPTY,
+    Check,
+    Count,
+    Epoch,
+    Knobs,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Seed,
+    Share,
+    ShareBelowOne,
+    above,
+    at_least,
+    at_most,
+    below,
+    check,
+    check_of,
+    is_number,
+    one_of,
+)
+from robustbench_lab.threats import Budget
+
+NO_NUMBERS = (True, False, math.inf, -math.inf, math.nan, "1", None, [1], Budget("linf", 0.1))
+NO_WHOLE = (*NO_NUMBERS, 1.0, 1.5)
+BALL = Budget("linf", 0.1)
+TYPES: list[tuple[Any, str, Sequence[object], Sequence[object]]] = [
+    (bool, "true or false", (True, False), (0, 1, "true", None)),
+    (int, "a whole number", (-1, 0, 7), NO_WHOLE),
+    (float, "a finite number", (-1.5, 0, 7), NO_NUMBERS),
+    (str, "a text", ("", "a"), (1, None, ["a"])),
+    (Any, "anything", (1, None, math.nan), ()),
+    (Budget, "a Budget", (BALL,), (1e9, "linf", None, {"norm": "linf", "eps": 0.1})),
+    (Count, "a whole number >= 1", (1, 20), (*NO_WHOLE, 0, -1)),
+    (Epoch, "a whole number >= 0", (0, 20), (*NO_WHOLE, -1)),
+    (Seed, "a whole number >= 0 and < 4294967296", (0, 2**32 - 1), (*NO_WHOLE, -1, 2**32)),
+    (Annotated[int, at_least(1), at_most(8)], "a whole number >= 1 and <= 8", (1, 8), (*NO_WHOLE, 0, 9)),
+    (Positive, "a finite number > 0", (1, 1e-9, 1e300), (*NO_NUMBERS, 0, -0.1)),
+    (NotNegative, "a finite number >= 0", (0, 0.0, 3), (*NO_NUMBERS, -1e-9)),
+    (Share, "a finite number >= 0 and <= 1", (0, 0.5, 1), (*NO_NUMBERS, -0.1, 1.1)),
+    (PositiveShare, "a finite number > 0 and <= 1", (1e-9, 1), (*NO_NUMBERS, 0, 1.1)),
+    (ShareBelowOne, "a finite number >= 0 and < 1", (0, 0.9), (*NO_NUMBERS, 1, -0.1)),
+    (Annotated[float, above(0), below(1)], "a finite number > 0 and < 1", (0.5,), (*NO_NUMBERS, 0, 1)),
+    (Positive | None, "a finite number > 0, or null", (1, None), (0, True, math.inf, "null")),
+    (Annotated[Positive | None, "such as 2/255"], "a finite number > 0, or null, such as 2/255", (1, None), (0, math.nan)),
+    (Annotated[float, Check("a number, maybe inf", is_number)], "a number, maybe inf", (1, math.inf), (math.nan, True, "1")),
+    (Literal["last"], "last", ("last",), ("first", 1)),
+    (Literal["last", "best"], "last or best", ("last", "best"), ("first", None, ["last"], {})),
+    (Literal["last", "best"] | None, "last or best, or null", ("last", None), ("null",)),
+    (Annotated[str, one_of({"ce": 1, "dlr": 2, "own": 3})], "one of ce, dlr, own", ("ce", "own"), ("mse", 1, ["ce"])),
+    (Annotated[int, one_of((1, 3))], "1 or 3", (1, 3), (True, 1.0, 2, "1")),
+    (Sequence[int], "a list (each a whole number)", ([], [1, 2], (3,)), ([1, True], [1.5], "12", 1, None)),
+    (Annotated[Sequence[Count], NOT_EMPTY], "a list (each a whole number >= 1) of one or more", ([1],), ([], [0], "1")),
+    (Mapping[str, Budget], "a mapping from names (each a Budget)", ({}, {"a": BALL}), ({"a": 1}, [BALL], BALL)),
+    (Callable[[float], float], "a function", (math.sqrt, Budget), (1, "sqrt")),
+    (Positive | Sequence[float], "a finite number > 0, or a list (each a finite number)", (1, [1, 2]), (0, [math.inf], "1")),
+]
+
+
+@pytest.mark.parametrize(("kind", "words", "right", "wrong"), TYPES, ids=[words for _, words, *_ in TYPES])
+def test_each_type(kind: Any, words: str, right: Sequence[object], wrong: Sequence[object]) -> None:
+    for value in right:
+        check("knob", value, kind)
+    for value in wrong:
+        with pytest.raises(LabError, match=f"^knob: expected {re.escape(words)}, got {re.escape(repr(value))}$"):
+            check("knob", value, kind)
+
+
+@pytest.mark.parametrize("kind", [None, set[int], Literal, "Count", complex | list[int]])
+def test_a_type_that_says_nothing_is_an_error_of_the_class(kind: Any) -> None:
+    with pytest.raises(TypeError, match="says nothing that could be checked"):
+        check_of(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Knobs, ABC):
+    steps: Count
+    start: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Knobs):
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Both(Base, Other):
+    start: PositiveShare  # type: ignore[assignment]
+    made: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "made", [self.steps])
+
+
+def test_a_class_checks_the_knobs_of_all_its_bases_each_by_its_last_type() -> None:
+    right = {"steps": 2, "start": 1, "flip": False}
+    assert Both(**right).made == [2]
+    assert Base(steps=1, start=None).start is None
+    for key, value in {"steps": 0, "start": None, "flip": 0}.items():
+        with pytest.raises(LabError, match=rf"^{key}: expected .*, got {value}$"):
+            Both(**{**right, key: value})
