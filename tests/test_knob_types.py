@@ -55,7 +55,7 @@ TYPES: list[tuple[Any, str, Sequence[object], Sequence[object]]] = [
     (Annotated[float, above(0), below(1)], "a finite number > 0 and < 1", (0.5,), (*NO_NUMBERS, 0, 1)),
     (Positive | None, "a finite number > 0, or null", (1, None), (0, True, math.inf, "null")),
     (Annotated[Positive | None, "such as 2/255"], "a finite number > 0, or null, such as 2/255", (1, None), (0, math.nan)),
-    (Annotated[float, Check("a number, maybe inf", is_number)], "a number, maybe inf", (1, math.inf), (math.nan, True, "1")),
+    (Annotated[float, Check("a number", is_number), at_least(0)], "a number >= 0", (1, math.inf), (math.nan, True, "1", -1)),
     (Literal["last"], "last", ("last",), ("first", 1)),
     (Literal["last", "best"], "last or best", ("last", "best"), ("first", None, ["last"], {})),
     (Literal["last", "best"] | None, "last or best, or null", ("last", None), ("null",)),
