@@ -77,6 +77,7 @@ def is_finite(value: object) -> bool:
 
 Count = Annotated[int, at_least(1)]
 Epoch = Annotated[int, at_least(0)]
+Bits = Annotated[int, at_least(1), at_most(8)]
 Seed = Annotated[int, at_least(0), below(2**32)]  # what numpy takes
 Positive = Annotated[float, above(0)]
 NotNegative = Annotated[float, at_least(0)]
@@ -161,33 +162,3 @@ class Knobs:
 def _checks(knobs: type[Any]) -> dict[str, Check]:
     kinds = get_type_hints(knobs, include_extras=True)
     return {field.name: check_of(kinds[field.name]) for field in fields(knobs) if field.init}
-
-
-def require_flag(value: object, key: str) -> None:
-    require(isinstance(value, bool), key, "true or false", value)
-
-
-def require_positive(value: object, key: str, more: str = "") -> None:
-    require(is_number(value) and 0 < value < math.inf, key, f"a finite number > 0{more}", value)  # type: ignore[operator]
-
-
-def require_not_negative(value: object, key: str, more: str = "") -> None:
-    require(is_number(value) and 0 <= value < math.inf, key, f"a finite number >= 0{more}", value)  # type: ignore[operator]
-
-
-def require_count(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and value >= 1, key, "a whole number >= 1", value)
-
-
-def require_epoch(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, "a whole number of epochs >= 0", value)
-
-
-def require_bit_depth(value: object, key: str) -> None:
-    require(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 8, key, "a whole number of bits from 1 to 8", value)
-
-
-def check_whole(key: str, value: object, least: int = 1) -> None:
-    """Raise LabError unless the knob is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise LabError(f"{key}: expected a whole number of at least {least}, got {value!r}")

@@ -1,14 +1,18 @@
 """What a knob may be: each type with right and wrong values, and the message; every class that a config names is checked so."""
 
+import importlib
 import math
+import pkgutil
 import re
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
+from hydra.utils import get_object
 
+import robustbench_lab
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import (
     NOT_EMPTY,
@@ -31,6 +35,8 @@ from robustbench_lab.knobs import (
     is_number,
     one_of,
 )
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import CONF, compose, plain
 from robustbench_lab.threats import Budget
 
 NO_NUMBERS = (True, False, math.inf, -math.inf, math.nan, "1", None, [1], Budget("linf", 0.1))
@@ -112,3 +118,46 @@ def test_a_class_checks_the_knobs_of_all_its_bases_each_by_its_last_type() -> No
     for key, value in {"steps": 0, "start": None, "flip": 0}.items():
         with pytest.raises(LabError, match=rf"^{key}: expected .*, got {value}$"):
             Both(**{**right, key: value})
+
+
+def classes() -> list[type[Any]]:
+    """Every class of the package that checks its knobs."""
+    for entry in pkgutil.walk_packages(robustbench_lab.__path__, "robustbench_lab."):
+        importlib.import_module(entry.name)
+    found: list[type[Any]] = [Knobs]
+    for cls in found:
+        found += [one for one in cls.__subclasses__() if one.__module__.startswith("robustbench_lab.") and one not in found]
+    return found[1:]
+
+
+def kinds(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {knob.name: hints[knob.name] for knob in fields(cls) if knob.init}
+
+
+@pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__name__)
+def test_every_knob_of_every_class_refuses_what_it_is_not(cls: type[Any]) -> None:
+    for key, kind in kinds(cls).items():
+        holds = check_of(kind).holds
+        wrong = [object(), math.nan, *([] if kind is bool else [True]), *([0, 1, "true"] if kind is bool else [])]
+        assert [value for value in wrong if holds(value)] == [], key
+
+
+def test_every_dataclass_that_a_config_names_checks_its_knobs() -> None:
+    targets = {
+        found for path in CONF.rglob("*.yaml") for found in re.findall(r"^\s*_target_: (robustbench_lab\.\S+)$", path.read_text(), re.M)
+    }
+    named = {cls for target in targets if isinstance(cls := get_object(target), type) and is_dataclass(cls)}
+    assert len(named) > 50
+    assert named <= set(classes())
+
+
+@pytest.mark.parametrize("wrong", [1e9, True, "pgd", None, [], {"steps": 1}])
+def test_a_plain_value_where_an_object_is_wanted_is_named_with_its_whole_key(wrong: object) -> None:
+    right = plain(compose("train", ["defense=adversarial_training", "dataset=cifar10"])[0], "defense")["defense"]
+    build(right, "defense")
+    with pytest.raises(LabError, match=f"^defense.attack: expected an Attack, got {re.escape(repr(wrong))}$"):
+        build({**right, "attack": wrong}, "defense")
+    for key in ("clean_weight", "start_epoch"):
+        with pytest.raises(LabError, match=rf"^defense\.{key}: expected a (finite|whole) number >= 0, got .*Budget\("):
+            build({**right, key: right["budget"]}, "defense")

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.knobs import require_flag
+from robustbench_lab.knobs import Knobs
 from robustbench_lab.metrics.empirical_robustness import empirical_robustness, empirical_robustness_as_published
 from robustbench_lab.metrics.loss_sensitivity import loss_sensitivity, loss_sensitivity_as_published
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set, distance_to_training_set_as_published
@@ -37,14 +37,11 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(ABC):
+class Measure(Knobs, ABC):
     """A metric; as_published: what the authors' code computes, where that is not their formula."""
 
     needs_train: ClassVar[bool] = False
     as_published: bool
-
-    def __post_init__(self) -> None:
-        require_flag(self.as_published, "as_published")
 
     @property
     def minimal(self) -> bool:
