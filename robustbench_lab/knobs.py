@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -101,16 +101,24 @@ def check_of(kind: Any) -> Check:
     if kind in PLAIN:
         return PLAIN[kind]
     if origin is Annotated:
-        return _narrowed(parts[0], parts[1:])
+        return _narrowed(*parts)
     if origin is Literal:
         return one_of(parts)
     if origin in (Union, types.UnionType):
         several = [check_of(part) for part in parts]
         return Check(", or ".join(one.words for one in several), lambda value: any(one.holds(value) for one in several))
     if origin is Sequence:
-        return _of_each(parts[0], "a list", lambda value: value if isinstance(value, Sequence) and not isinstance(value, str) else None)
+        entry = check_of(parts[0])
+        return Check(
+            f"a list (each {entry.words})",
+            lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(entry.holds, value)),
+        )
     if origin is Mapping:
-        return _of_each(parts[1], "a mapping from names", lambda value: value.values() if isinstance(value, Mapping) else None)
+        named = check_of(parts[1])
+        return Check(
+            f"a mapping from names (each {named.words})",
+            lambda value: isinstance(value, Mapping) and all(map(named.holds, value.values())),
+        )
     if origin is Callable:
         return Check("a function", callable)
     if isinstance(kind, type):
@@ -119,7 +127,7 @@ def check_of(kind: Any) -> Check:
     raise TypeError(f"{kind} says nothing that could be checked; robustbench_lab/knobs.py lists what does")
 
 
-def _narrowed(kind: Any, said: tuple[object, ...]) -> Check:
+def _narrowed(kind: Any, *said: object) -> Check:
     whole = [one for one in said if isinstance(one, Check) and not isinstance(one, Bound)]
     bounds = [one for one in said if isinstance(one, Bound)]
     base = whole[0] if whole else check_of(kind)
@@ -128,16 +136,6 @@ def _narrowed(kind: Any, said: tuple[object, ...]) -> Check:
         ", ".join([words, *(one for one in said if isinstance(one, str))]),
         lambda value: base.holds(value) and all(bound.holds(value) for bound in bounds),
     )
-
-
-def _of_each(kind: Any, name: str, entries: Callable[[Any], Collection[object] | None]) -> Check:
-    each = check_of(kind)
-
-    def holds(value: object) -> bool:
-        found = entries(value)
-        return found is not None and all(map(each.holds, found))
-
-    return Check(f"{name} (each {each.words})", holds)
 
 
 def check(key: str, value: object, kind: Any) -> None:

@@ -1,6 +1,7 @@
 """What a knob may be: each type with right and wrong values, and the message; every class that a config names is checked so."""
 
 import importlib
+import inspect
 import math
 import pkgutil
 import re
@@ -141,6 +142,11 @@ def test_every_knob_of_every_class_refuses_what_it_is_not(cls: type[Any]) -> Non
         holds = check_of(kind).holds
         wrong = [object(), math.nan, *([] if kind is bool else [True]), *([0, 1, "true"] if kind is bool else [])]
         assert [value for value in wrong if holds(value)] == [], key
+
+
+@pytest.mark.parametrize("cls", [cls for cls in classes() if "__post_init__" in vars(cls)], ids=lambda cls: cls.__name__)
+def test_checks_of_several_knobs_come_after_those_of_each(cls: type[Any]) -> None:
+    assert "super().__post_init__()" in inspect.getsource(cls.__post_init__).splitlines()[1]
 
 
 def test_every_dataclass_that_a_config_names_checks_its_knobs() -> None:
