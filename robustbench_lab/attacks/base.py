@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require
+from robustbench_lab.knobs import Knobs, require
 from robustbench_lab.models.defended import cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
@@ -25,7 +25,7 @@ def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Knobs, ABC):
     """How to search for an adversarial example; the budget says where.
 
     `attack(model, x, y, budget, rng)` takes images [B, C, H, W] in [0, 1], their labels (int64 [B]), and streams of random numbers tied to

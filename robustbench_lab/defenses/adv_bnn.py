@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.nn.utils import parametrize
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require, require_count, require_not_negative, require_positive
+from robustbench_lab.knobs import Count, NotNegative, Positive, one_of
 from robustbench_lab.models.defended import Defended, cross_entropy
 from robustbench_lab.models.noise import NoiseLayer
 
@@ -84,20 +85,11 @@ class AdversarialBayesianNetwork(AdversarialDefense):
     passes: draws that a prediction averages (log of the mean of the probabilities). Training and its search take one draw at a time.
     """
 
-    prior_sigma: float
-    initial_sigma: float
-    kl_weight: float
-    kl: str
-    passes: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("prior_sigma", "initial_sigma"):
-            value = getattr(self, key)
-            require_positive(value, key)
-        require_not_negative(self.kl_weight, "kl_weight")
-        require(self.kl in KL, "kl", f"one of {', '.join(KL)}", self.kl)
-        require_count(self.passes, "passes")
+    prior_sigma: Positive
+    initial_sigma: Positive
+    kl_weight: NotNegative
+    kl: Annotated[str, one_of(KL)]
+    passes: Count
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()

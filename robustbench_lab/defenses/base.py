@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require, require_count, require_epoch, require_flag, require_not_negative
+from robustbench_lab.knobs import Count, Epoch, Knobs, NotNegative, require
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
@@ -52,7 +52,7 @@ class Player:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense:
+class Defense(Knobs):
     """A training method, by hooks; without any it is standard training.
 
     A defense object holds no learned state: whatever it learns are buffers or parameters of the model.
@@ -116,15 +116,10 @@ class NoisyCopies(Defense, ABC):
     clip: cut the noisy copies to [0, 1].
     """
 
-    noisy_copies: int
+    noisy_copies: Count
     include_clean: bool
     resample_each_epoch: bool
     clip: bool
-
-    def __post_init__(self) -> None:
-        require_count(self.noisy_copies, "noisy_copies")
-        for key in ("include_clean", "resample_each_epoch", "clip"):
-            require_flag(getattr(self, key), key)
 
     @abstractmethod
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
@@ -162,6 +157,7 @@ class AdversarialDefense(Defense):
     budget: Budget
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.attack.check(self.budget)
 
     def adversarial(self, model: Defended, x: Tensor, y: Tensor, rng: ImageRandom) -> Tensor:
@@ -178,15 +174,9 @@ class MixedDefense(AdversarialDefense):
     predictions is a knob of the attack. Both passes run in train mode, clean first.
     """
 
-    clean_weight: float
-    adversarial_weight: float
-    start_epoch: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self.clean_weight, "clean_weight")
-        require_not_negative(self.adversarial_weight, "adversarial_weight")
-        require_epoch(self.start_epoch, "start_epoch")
+    clean_weight: NotNegative
+    adversarial_weight: NotNegative
+    start_epoch: Epoch
 
     def check_epochs(self, epochs: int) -> None:
         if self.adversarial_weight:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustbench_lab.defenses.base import Defense
-from robustbench_lab.knobs import require_bit_depth
+from robustbench_lab.knobs import Bits
 from robustbench_lab.models.defended import Defended, Front
 from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 
@@ -38,10 +38,7 @@ class BitDepth(Front):
 class FeatureSqueezing(Defense):
     """Standard training of a network behind a fixed front that keeps `bit_depth` bits of each pixel, 1 to 8."""
 
-    bit_depth: int
-
-    def __post_init__(self) -> None:
-        require_bit_depth(self.bit_depth, "bit_depth")
+    bit_depth: Bits
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         return Defended(make_net(), [BitDepth(self.bit_depth)])

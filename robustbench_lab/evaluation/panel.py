@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.evaluation.protocol import Protocol
-from robustbench_lab.knobs import is_number, require
+from robustbench_lab.knobs import Knobs, ShareBelowOne, above, at_least
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen, full_precision
 from robustbench_lab.threats import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(Knobs):
     """What is tried on a model, on a few of its test images, with the attacker seeing everything.
 
     images: how many, spread evenly over the split; 0: no panel. one_step, iterated, longer (iterated, with more steps), margin (iterated,
@@ -35,7 +35,7 @@ class Panel:
     unbounded ball, that are still sound; gap: what the strongest attack may take from the iterated one.
     """
 
-    images: int
+    images: Annotated[int, at_least(0)]
     one_step: Attack
     iterated: Attack
     longer: Attack
@@ -43,20 +43,11 @@ class Panel:
     queries: Attack
     random: Attack
     strongest: Attack | None
-    larger: float
-    tolerance: int
-    zero_gradients: float
-    unbounded: float
-    gap: float
-
-    def __post_init__(self) -> None:
-        for name in ("images", "tolerance"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, "a whole number >= 0", value)
-        require(is_number(self.larger) and self.larger > 1, "larger", "a number > 1", self.larger)
-        for name in ("zero_gradients", "unbounded", "gap"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value < 1, name, "a share of the images, 0 <= share < 1", value)
+    larger: Annotated[float, above(1)]
+    tolerance: Annotated[int, at_least(0)]
+    zero_gradients: ShareBelowOne
+    unbounded: ShareBelowOne
+    gap: ShareBelowOne
 
     def check(self, budget: Budget) -> None:
         """Stop if one of the attacks cannot search this ball."""

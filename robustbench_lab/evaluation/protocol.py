@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.keepers.base import Keeper
-from robustbench_lab.knobs import require, require_count, require_flag
+from robustbench_lab.knobs import Count, check, require
 from robustbench_lab.metrics.base import Measure
 
 
@@ -38,12 +39,12 @@ class Protocol:
     train: Tensor | None = None
 
     def __post_init__(self) -> None:
-        require_count(self.batch_size, "batch_size")
-        require_count(self.draws, "verdict_draws")
-        require_count(self.eot_samples, "eot_samples")
-        require(self.precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", self.precision)
-        require(isinstance(self.seed, int) and not isinstance(self.seed, bool), "attack_seed", "a whole number", self.seed)
-        require_flag(self.misclassified, "attack_misclassified")
+        check("batch_size", self.batch_size, Count)
+        check("verdict_draws", self.draws, Count)
+        check("eot_samples", self.eot_samples, Count)
+        check("search_precision", self.precision, Literal["fp32", "bf16"])
+        check("attack_seed", self.seed, int)
+        check("attack_misclassified", self.misclassified, bool)
 
     def check(self, attack: Attack) -> None:
         """Stop, before anything is loaded, if this attack cannot be asked so."""

@@ -28,7 +28,7 @@ from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import attacker_view, check_view
 from robustbench_lab.evaluation.warnings import warnings_of
-from robustbench_lab.knobs import is_count, require
+from robustbench_lab.knobs import Count, check
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.noise import silenced
 from robustbench_lab.settings.build import build
@@ -71,7 +71,7 @@ class Asked:
         attack, budget, threat_model = (build(config[group], group) for group in ("attack", "budget", "threat_model"))
         attack.check(budget)
         check_view(threat_model, attack)
-        require(cfg.test_first is None or is_count(cfg.test_first), "test_first", "a whole number >= 1, or null", cfg.test_first)
+        check("test_first", cfg.test_first, Count | None)
         protocol = protocol_of(config, cfg.batch_size)
         protocol.check(attack)
         look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.knobs import require, require_flag
+from robustbench_lab.knobs import Knobs, require
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,11 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(ABC):
+class Measure(Knobs, ABC):
     """A metric; as_published: what the authors' code computes, where that is not their formula."""
 
     needs_train: ClassVar[bool] = False
     as_published: bool
-
-    def __post_init__(self) -> None:
-        require_flag(self.as_published, "as_published")
 
     @property
     def minimal(self) -> bool:

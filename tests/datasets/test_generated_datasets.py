@@ -52,7 +52,7 @@ def test_digits_split_follows_its_own_seed(make_dataset: Make) -> None:
 
 
 def test_digits_split_too_small_for_its_classes(make_dataset: Make) -> None:
-    with pytest.raises(LabError, match=r"^dataset\.test_fraction must be such that"):
+    with pytest.raises(LabError, match=r"^dataset\.test_fraction: expected a share with which both splits hold every class"):
         load(make_dataset("digits", test_fraction=0.001), "train")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.judging import drawn
 from robustbench_lab.evaluation.keepers.base import Keeper, Shown
-from robustbench_lab.knobs import require_count
+from robustbench_lab.knobs import Count, check
 from robustbench_lab.models.defended import Defended, frozen
 from robustbench_lab.storage.records import FEATURES_FILE
 
@@ -29,7 +29,7 @@ class Features(Keeper):
     file: ClassVar[str] = FEATURES_FILE
 
     def __init__(self, per_class: int) -> None:
-        require_count(per_class, "per_class")
+        check("per_class", per_class, Count)
         self.per_class = per_class
 
     def empty(self) -> dict[str, np.ndarray]:
