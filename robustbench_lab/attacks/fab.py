@@ -155,7 +155,11 @@ class FAB(Attack):
         return Budget(norm, math.inf).project(ahead.view_as(x), x)
 
     def _on_the_line(self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor, x_adv: Tensor) -> Tensor:
-        """Misclassified points between x and x_adv, nearer to x, by the rule of false position; clean [B, K]: the logits at x."""
+        """Misclassified points between x and x_adv, nearer to x, by the rule of false position; clean [B, K]: the logits at x.
+
+        It aims half a margin beyond the margin: where the model is linear it would else land on the margin itself, and rounding would
+        decide whether that point counts.
+        """
         handicap = ROUNDING * clean.abs().amax(dim=1, keepdim=True)
         inner, outer = x, x_adv
         with torch.no_grad():
@@ -163,7 +167,7 @@ class FAB(Attack):
             for _ in range(self.searches):
                 pair = torch.stack([y, outer_logits.argmax(dim=1)], dim=1)
                 behind, ahead = -inner_logits.gather(1, pair).diff(dim=1)[:, 0], outer_logits.gather(1, pair).diff(dim=1)[:, 0]
-                share = (behind / (behind + ahead).clamp(min=1e-10)).clamp(0, 1)
+                share = ((behind + handicap[:, 0] / 2) / (behind + ahead).clamp(min=1e-10)).clamp(0, 1)
                 middle = inner + per_image(share, x) * (outer - inner)
                 logits = model(middle).scatter_add(1, y[:, None], handicap)
                 wrong = is_wrong(logits, y)[:, None]
