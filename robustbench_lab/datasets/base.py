@@ -1,7 +1,7 @@
 """What a dataset is: a config that reads its images, and the sets of images that training and evaluation consume.
 
-Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model, and
-`mean` and `std` are carried only for it.
+Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model. Which
+one it is, stands in the dataset's config (`normalise`) and is none of this class's business.
 """
 
 import numbers
@@ -149,7 +149,7 @@ class StreamedImageSet(ImageSet):
 class Dataset(ABC):
     """A classification dataset with a training and a test split: what it is, and how to read it.
 
-    Images are [channels, size, size]; `mean` and `std` are per channel, in units of the pixel range [0, 1].
+    Images are [channels, size, size].
     `train_size` and `test_size` keep a class-balanced subset of a split, fixed by `subset_seed`; null keeps everything.
     Errors: LabError naming `dataset.<key>` for a knob that cannot be right.
     """
@@ -159,8 +159,6 @@ class Dataset(ABC):
     classes: int
     channels: int
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
     train_size: int | None
     test_size: int | None
     subset_seed: int
@@ -169,13 +167,6 @@ class Dataset(ABC):
         check_knob(_is_count(self.classes) and self.classes >= 2, "classes", "an integer of 2 or more", self.classes)
         for key in ("channels", "size"):
             check_knob(_is_count(getattr(self, key)), key, "a positive integer", getattr(self, key))
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            numeric = isinstance(values, Sequence) and all(is_number(value) for value in values)
-            expected = f"{self.channels} finite numbers, as dataset.channels says"
-            check_knob(numeric and len(values) == self.channels, key, expected, values)
-            object.__setattr__(self, key, tuple(float(value) for value in values))
-        check_knob(min(self.std) > 0, "std", "positive", self.std)
         for key in ("train_size", "test_size"):
             value = getattr(self, key)
             check_knob(value is None or _is_count(value), key, "a positive integer or null", value)

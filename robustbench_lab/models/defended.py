@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.fast_copy import FastCopy
+from robustbench_lab.models.normalise import FirstLayer
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,28 +21,19 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-class Normalise(nn.Module):
-    """(x - mean) / std per channel: the first layer of every model, so that eps keeps one unit, the fraction of the pixel range."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
 class Classifier(nn.Module):
-    """A normalisation layer and a backbone: images [B, C, H, W] in [0, 1] to logits [B, K]."""
+    """A first layer and a backbone: images [B, C, H, W] in [0, 1] to logits [B, K].
 
-    def __init__(self, normalise: nn.Module, backbone: nn.Module) -> None:
+    image_shape: [C, H, W] of the images that it is made for, where that is known, as in every run: a first layer for others is refused.
+    """
+
+    def __init__(self, normalise: nn.Module, backbone: nn.Module, image_shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.normalise = normalise
         self.backbone = backbone
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        if image_shape is not None and isinstance(normalise, FirstLayer):
+            normalise.check(image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.backbone(self.normalise(x))
