@@ -30,7 +30,6 @@ from robustbench_lab.evaluation.warnings import compared, signs, warnings_of
 from robustbench_lab.knobs import require
 from robustbench_lab.metrics.measures import Measure
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.models.noise import noise_layers
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, plain
 from robustbench_lab.settings.identity import Evaluation, Run, evaluation_of, fingerprint, nearest_runs
@@ -193,16 +192,12 @@ def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path
 def silenced(defended: Defended) -> Defended:
     """The same network, whose layers' noise is off from now on: it answers an image always alike, in one pass.
 
-    Raises LabError if it has no layer with noise.
+    Raises LabError if nothing in it is noisy, or some of its noise has no switch.
     """
     try:
-        layers = noise_layers(defended)
+        return defended.silenced()
     except LabError as error:
         raise LabError(f"without_noise: expected false for a defense without noise, got true; {error}") from error
-    for layer in layers:
-        layer.active = False
-    quiet = Defended(defended.network, list(defended.fronts), own_loss=defended.own_loss)  # type: ignore[arg-type]
-    return quiet.train(defended.training)
 
 
 def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:

@@ -97,8 +97,9 @@ class Whitening(MeanImage):
     """Global contrast normalisation of each image, then ZCA whitening by the training images' principal axes.
 
     With x' = scale * (x - mean image), n the standard deviation (divisor N - 1) of an image's N = C * H * W values and n0 the mean of n
-    over the training images: z = (x' - its own mean) * n0 / max(n, smallest_contrast); then, with V diag(d) V^T the second moments of z over
-    the training images and e the root of the mean of d: V diag(e / max(sqrt(d), smallest_deviation)) V^T z. Both bounds are in units of x'.
+    over the training images: z = (x' - its own mean) * n0 / max(n, smallest_contrast); then, with V diag(d) V^T the second moments of z
+    over the training images and e the root of the mean of d: V diag(e / max(sqrt(d), smallest_deviation)) V^T z. Both bounds are in units
+    of x'.
 
     Source: MatConvNet, examples/cifar/cnn_cifar.m (scale 255, bounds 40 and 10), which Deep Defense (arXiv:1803.00404, section 4) follows.
     Where we differ: n0 is the training images' (there of the test images, too), and the moments are divided by how many images they are of

@@ -50,7 +50,7 @@ def fit(
         train_data = train_data.followed_by(extra)
     if state is None:
         state = State()
-        learn_statistics(model, own)
+        learn_statistics(model, own, seed)
         defense.prepare(model, _chosen(train_data, train))
     else:
         model.load_state_dict(state.model)
@@ -109,11 +109,13 @@ def _chosen(data: ImageSet, positions: Tensor) -> ImageSet:
     return data if len(positions) == len(data) else data.subset(positions)
 
 
-def learn_statistics(model: Defended, images: ImageSet) -> None:
+def learn_statistics(model: Defended, images: ImageSet, seed: int) -> None:
     """What the model's own layers learn from the training images before the first step; it goes into buffers."""
     for module in model.modules():
         if isinstance(module, FirstLayer):
             module.fit(images)
+    for place, front in enumerate(model.each_front()):
+        front.fit(images, torch.Generator().manual_seed(stable_hash(seed, "front", place)))
 
 
 def backward(player: Player, model: Defended, batch: Batch, precision: str) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.defenses.gaussian_augmentation import BoundedReLU
 from robustbench_lab.errors import LabError
-from robustbench_lab.models.defended import Classifier, Defended, Front, cross_entropy, frozen, replace_modules
+from robustbench_lab.models.defended import Classifier, Defended, cross_entropy, frozen, replace_modules
 from robustbench_lab.models.fast_copy import FastCopy
+from robustbench_lab.models.front import Front
 from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.training.loop import fit
 
