@@ -14,7 +14,8 @@ import yaml
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.models.defended import Classifier, Defended
+from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import compose, plain
 from robustbench_lab.settings.identity import run_at_words

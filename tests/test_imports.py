@@ -15,7 +15,8 @@ PACKAGE = Path(robustbench_lab.__file__).parent
 FLOORS = (
     ("errors", "knobs", "intervals", "progress", "randomness", "devices", "threats"),
     ("storage",),
-    ("settings", "models", "backbones", "datasets", "transforms"),
+    ("settings", "backbones", "datasets", "transforms"),
+    ("models",),
     ("fronts", "attacks", "tables"),
     ("defenses", "metrics", "figures"),
     ("training",),

@@ -1,7 +1,7 @@
 """What a dataset is: a config that reads its images, and the sets of images that training and evaluation consume.
 
-Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model, and
-`mean` and `std` are carried only for it.
+Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model. Which
+one it is, stands in the dataset's config (`normalise`) and is none of this class's business.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import Count, Knobs, Positive, Seed, at_least, require
+from robustbench_lab.knobs import Count, Knobs, Seed, at_least, require
 
 Split = Literal["train", "test"]
 
@@ -149,7 +149,7 @@ class StreamedImageSet(ImageSet):
 class Dataset(Knobs, ABC):
     """A classification dataset with a training and a test split: what it is, and how to read it.
 
-    Images are [channels, size, size]; `mean` and `std` are per channel, in units of the pixel range [0, 1].
+    Images are [channels, size, size].
     `train_size` and `test_size` keep a class-balanced subset of a split, fixed by `subset_seed`; null keeps everything.
     Errors: LabError naming the key of a knob that cannot be right.
     """
@@ -159,18 +159,12 @@ class Dataset(Knobs, ABC):
     classes: Annotated[int, at_least(2)]
     channels: Count
     size: Count
-    mean: Sequence[float]
-    std: Sequence[Positive]
     train_size: Count | None
     test_size: Count | None
     subset_seed: Seed
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            require(len(values) == self.channels, key, f"{self.channels} numbers, as dataset.channels says", values)
-            object.__setattr__(self, key, tuple(float(value) for value in values))
         enough = self.train_size is None or self.train_size >= self.classes
         require(enough, "train_size", f"at least dataset.classes={self.classes}, one image a class", self.train_size)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense, Player
 from robustbench_lab.knobs import NOT_EMPTY, NotNegative, one_of, require
-from robustbench_lab.models.defended import Defended, Normalise, replace_modules
+from robustbench_lab.models.defended import Classifier, Defended, replace_modules
 from robustbench_lab.models.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
 from robustbench_lab.threats import per_image
 
@@ -103,7 +103,8 @@ class ParametricNoiseInjection(MixedDefense):
             for kind in (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,):
                 replace_modules(net, kind, lambda layer: NoisyLayer(layer, places, self.alpha, self.share))
         if "image" in self.places:
-            replace_modules(net, Normalise, lambda layer: NoisyLayer(layer, ["output"], self.alpha, "layer"))
+            assert isinstance(net, Classifier)
+            net.normalise = NoisyLayer(net.normalise, ["output"], self.alpha, "layer")
         return Defended(net, stochastic=True)
 
     def players(self, model: Defended) -> list[Player]:

@@ -26,11 +26,10 @@ from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.evaluation.outcome import Outcome, Store
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.record import Circumstances, record_of
-from robustbench_lab.evaluation.views import attacker_view, check_view
+from robustbench_lab.evaluation.views import attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
 from robustbench_lab.knobs import Count, check
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.models.noise import silenced
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of

@@ -47,5 +47,5 @@ def build(node: object, key: str) -> Any:
 
 
 def dataset_of(config: Mapping[str, Any]) -> Any:
-    """The dataset object of a resolved run; its `budget` is for others to refer to."""
-    return build({name: entry for name, entry in config["dataset"].items() if name != "budget"}, "dataset")
+    """The dataset object of a resolved run: how its images are read. `budget` is for others to refer to, `normalise` the model's."""
+    return build({name: entry for name, entry in config["dataset"].items() if name not in ("budget", "normalise")}, "dataset")

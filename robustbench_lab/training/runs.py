@@ -11,7 +11,7 @@ import torch
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.settings.build import build, dataset_of
 from robustbench_lab.settings.identity import Run, nearest_runs
@@ -31,7 +31,8 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
         raise LabError(f"seed: expected a whole number, got {seed!r}")
 
     def make_net() -> Classifier:
-        return Classifier(Normalise(dataset.mean, dataset.std), build(run.config["backbone"], "backbone"))
+        normalise = build(run.config["dataset"]["normalise"], "dataset.normalise")
+        return Classifier(normalise, build(run.config["backbone"], "backbone"), (dataset.channels, dataset.size, dataset.size))
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)

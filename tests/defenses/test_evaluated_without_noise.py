@@ -10,8 +10,9 @@ from evaluating import judged
 from robustbench_lab.attacks.base import is_random
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation.views import silenced
 from robustbench_lab.models.defended import frozen
-from robustbench_lab.models.noise import noise_layers, silenced, without_noise
+from robustbench_lab.models.noise import noise_layers, without_noise
 from robustbench_lab.threats import Budget
 
 NOISY = ["pni", "pni_activation_a", "pni_input", "learn2perturb", "adv_bnn", "rse"]

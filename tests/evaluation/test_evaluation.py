@@ -23,7 +23,8 @@ from robustbench_lab.evaluation.outcome import Outcome
 from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Averaged, Counted, Queries, attacker_view, check_view
 from robustbench_lab.evaluation.warnings import warnings_of
-from robustbench_lab.models.defended import Defended, Front, frozen
+from robustbench_lab.models.defended import Defended, frozen
+from robustbench_lab.models.front import Front
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import evaluation_of

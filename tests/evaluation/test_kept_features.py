@@ -23,7 +23,8 @@ from robustbench_lab.evaluation.loop import loop as evaluation
 from robustbench_lab.evaluation.outcome import Outcome
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.jobs import evaluate as job
-from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.models.defended import Classifier, Defended
+from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import evaluation_of

@@ -13,7 +13,8 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.panel import Panel, is_distribution, outputs
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import compared, signs
-from robustbench_lab.models.defended import Defended, Front
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.front import Front
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.loop import fit
 
