@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,21 @@ def tables_folder() -> Path:
 
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
+
+
+def choices(group: str) -> tuple[str, ...]:
+    """The choices of a group, such as those of `attack`, sorted; none of what is no group."""
+    return tuple(_files(group))
+
+
+def choice_file(group: str, choice: object) -> Path | None:
+    """The file of a group's choice, if there is one."""
+    return _files(group).get(str(choice))
+
+
+@functools.cache
+def _files(group: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((CONF / group).glob("*.yaml"))}
 
 
 def check_flags(cfg: DictConfig) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_lab.settings.conf import CONF, compose
+from robustbench_lab.settings.conf import choices as choices_of
+from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import Evaluation, Run, evaluation_from, evaluation_of, run_of, setting_of
 from robustbench_lab.settings.overrides import RUN_GROUPS, inner_words, parsed, train_overrides
 
@@ -114,7 +115,7 @@ class Expansion:
                     return compose(verb, words)
                 chosen[group], choices[group] = node[0], str(override.value())
                 choices |= node[1]
-            elif (CONF / group).is_dir():
+            elif choices_of(group):
                 return compose(verb, words)
             else:
                 values.append((group, override.value()))
