@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Run:
     config: dict[str, Any]  # dataset, backbone, defense, training, seed: resolved
     choices: dict[str, str]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         kept = {group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
         return fingerprint({**kept, "seed": self.config["seed"]})
@@ -68,7 +69,7 @@ class Evaluation:
     choices: dict[str, str]
     source_words: list[str] = field(default_factory=list, compare=False)  # of `train`, for the source
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         seen = {k: v for k, v in self.config["threat_model"].items() if k != "overrides"}  # the source's content says it better
         source = self.source.fingerprint if self.source else None
@@ -107,7 +108,7 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
+def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any]) -> Run:
     named = {group: str(choices[group]) for group in RUN_GROUPS}
     if (source := choices.get("defense@defense.source")) is not None:
         named["defense.source"] = str(source)
@@ -119,7 +120,7 @@ def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequen
     return evaluation_from(run_of(cfg, choices), setting_of(cfg), choices, overrides, lambda words: run_of(*compose("train", words)))
 
 
-def setting_of(cfg: DictConfig) -> dict[str, Any]:
+def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and metrics, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
