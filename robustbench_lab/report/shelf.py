@@ -16,7 +16,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.report.entries import Entry, Trained
 from robustbench_lab.report.pictures import Example, examples_of
 from robustbench_lab.report.sections import Section
-from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.storage.files import read_arrays, read_json
 from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_record
@@ -141,8 +141,8 @@ def class_of(word: str) -> tuple[str, str] | None:
     group = override.key_or_group
     if group not in CLASSES or override.package is not None:
         return None
-    path = CONF / group / f"{override.value()}.yaml"
-    if not path.exists():  # who composes the table says so better
+    path = choice_file(group, override.value())
+    if path is None:  # who composes the table says so better
         return None
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "_target_" in content:

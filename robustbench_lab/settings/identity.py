@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Run:
     def content(self) -> dict[str, Any]:
         return run_content(self.config, self.teacher.fingerprint if self.teacher else None)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.content)
 
@@ -91,7 +92,7 @@ class Evaluation:
     def content(self) -> dict[str, Any]:
         return self._content_of(self.config)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.content)
 
@@ -186,7 +187,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     return f"{', '.join(told[:4])}{', ...' if len(told) > 4 else ''}"
 
 
-def run_of(cfg: DictConfig, choices: Mapping[str, Any], words: Sequence[str], run_at: RunAt | None = None) -> Run:
+def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: Sequence[str], run_at: RunAt | None = None) -> Run:
     """The run that a composed config describes; `words` are those that it was composed from, `run_at` gives the run that words describe.
 
     Raises LabError where `defense.teacher` does not choose a defense, or a run would teach itself.
@@ -223,7 +224,7 @@ def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequen
     return evaluation_from(run_of(cfg, choices, overrides), setting_of(cfg), choices, overrides, run_at_words)
 
 
-def setting_of(cfg: DictConfig) -> dict[str, Any]:
+def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and what is asked for, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")

@@ -138,7 +138,7 @@ class Cell:
 def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list[Cell]]]:
     """Each table with its cells, row by row; what they share is composed and read once."""
     words = [list(table.words()) for table in tables]
-    expansion, known = Expansion(overrides for cells in words for _, _, overrides in cells), Records(output_root)
+    expansion, known = Expansion(), Records(output_root)
     return [(table, _cells(table, cells, expansion, known)) for table, cells in zip(tables, words, strict=True)]
 
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.build import TARGETS, build
-from robustbench_lab.settings.conf import CONF, compose, plain, with_fractions
+from robustbench_lab.settings.conf import CONF, choice_file, choices, compose, plain, with_fractions
 from robustbench_lab.settings.identity import Evaluation, canonical, evaluation_of, fingerprint, nearest_runs, run_at_words, run_of
 from robustbench_lab.settings.overrides import merged_overrides, parsed, quoted, readable, train_overrides
 
@@ -354,3 +354,20 @@ def test_an_installed_copy_finds_the_conf_inside_the_package(tmp_path):
     found = yaml.safe_load(subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True).stdout)
     assert found["defense"]["alpha_scale"] == "2e-9" or found["defense"]["alpha_scale"] == 2e-9
     assert found["output_root"] == str(elsewhere / "outputs")
+
+
+def test_a_groups_choices_are_its_files():
+    assert choices("threat_model") == tuple(sorted(path.stem for path in (CONF / "threat_model").iterdir()))
+    assert choices("training_") == choices("") == ()
+    assert choice_file("attack", "pgd") == CONF / "attack" / "pgd.yaml"
+    assert choice_file("attack", "pgdd") is None
+
+
+def test_only_one_place_looks_for_choices():
+    """Everything else asks it, so that choices may one day come from other folders too."""
+    looking = {
+        path.name
+        for path in (CONF.parent / "robustbench_lab").rglob("*.py")
+        if re.search(r"CONF / group|CONF\)? / \"\w+\"\)?\.", path.read_text())
+    }
+    assert looking == {"conf.py"}

@@ -13,7 +13,7 @@ def evaluations(*groups: str) -> list[Evaluation]:
     """What the cells' words about these groups describe, each setting once: all else is the default."""
     every = [words for profile in PROFILES for table in chosen_tables([], profile) for _, _, words in table.words()]
     cells = {tuple(word for word in words if (parsed(word).package or parsed(word).key_or_group).startswith(groups)) for words in every}
-    found = Expansion(cells)
+    found = Expansion()
     return [found.evaluation(words) for words in sorted(cells)]
 
 
