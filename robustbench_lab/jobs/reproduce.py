@@ -48,8 +48,15 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     check_flags(cfg)
     output_root = Path(cfg.output_root).absolute()
     tables = chosen_tables(cfg.tables, cfg.table_profile)
-    plan = plan_of((cell for _, cells in filled(tables, output_root) for cell in cells), output_root)
-    print(f"{len(tables)} tables, profile {cfg.table_profile}\n" + "\n".join(plan.lines()), flush=True)
+    if not isinstance(cfg.plan, bool) and cfg.plan != "full":
+        raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
+    cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
+    plan = plan_of((cell for cells in cells_of.values() for cell in cells), output_root)
+    print(
+        f"{len(tables)} tables, profile {cfg.table_profile}; what several need is in each of their lines, and once in the sums; times are"
+    )
+    print("those of one job after the other")
+    print("\n".join(plan.lines(cells_of, full=cfg.plan == "full")), flush=True)
     if cfg.plan:
         return
     launches = Launches(cfg, context, task_function, plan.jobs)

@@ -22,7 +22,7 @@ from robustbench_lab.settings.values import resolved
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
-FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "plan", "report", "data.download")
+FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "report", "data.download")
 HYDRA_VERSION_BASE = "1.3"
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
