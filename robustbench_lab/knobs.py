@@ -2,7 +2,7 @@
 
 To a type checker `steps: Count` is an int; a `Knobs` class that is built with another value stops with `steps: expected a whole number
 >= 1, got 0`. Besides the names below, a knob's type may be bool, int (a boolean is none), float (finite; an int is one), str, a class,
-`Literal[...]`, `Sequence[...]`, `Mapping[str, ...]`, `Callable[...]`, and several of these joined by `|`. `Annotated` narrows it with
+`Literal[...]`, `Sequence[...]`, `Mapping[str, ...]`, `Callable[...]`, or several of these joined by `|`. `Annotated` narrows it with
 bounds, and a text in it ends the message: `Annotated[Positive | None, "such as 2/255"]`.
 """
 
@@ -107,17 +107,17 @@ def check_of(kind: Any) -> Check:
     if origin in (Union, types.UnionType):
         several = [check_of(part) for part in parts]
         return Check(", or ".join(one.words for one in several), lambda value: any(one.holds(value) for one in several))
-    if origin is Sequence:
+    if origin in (Sequence, list, tuple) and parts[1:] in ((), (...,)):
         entry = check_of(parts[0])
         return Check(
             f"a list (each {entry.words})",
-            lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(entry.holds, value)),
+            lambda value: isinstance(value, origin) and not isinstance(value, str) and all(map(entry.holds, value)),
         )
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         named = check_of(parts[1])
         return Check(
             f"a mapping from names (each {named.words})",
-            lambda value: isinstance(value, Mapping) and all(map(named.holds, value.values())),
+            lambda value: isinstance(value, origin) and all(map(named.holds, value.values())),
         )
     if origin is Callable:
         return Check("a function", callable)

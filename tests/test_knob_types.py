@@ -69,14 +69,17 @@ TYPES: list[tuple[Any, str, Sequence[object], Sequence[object]]] = [
     (Annotated[str, one_of({"ce": 1, "dlr": 2, "own": 3})], "one of ce, dlr, own", ("ce", "own"), ("mse", 1, ["ce"])),
     (Annotated[int, one_of((1, 3))], "1 or 3", (1, 3), (True, 1.0, 2, "1")),
     (Sequence[int], "a list (each a whole number)", ([], [1, 2], (3,)), ([1, True], [1.5], "12", 1, None)),
+    (list[int], "a list (each a whole number)", ([1],), ((1,), [True])),
+    (tuple[str, ...], "a list (each a text)", ((), ("a", "b")), (["a"], (1,))),
     (Annotated[Sequence[Count], NOT_EMPTY], "a list (each a whole number >= 1) of one or more", ([1],), ([], [0], "1")),
+    (dict[str, bool], "a mapping from names (each true or false)", ({"a": True},), ({"a": 1},)),
     (Mapping[str, Budget], "a mapping from names (each a Budget)", ({}, {"a": BALL}), ({"a": 1}, [BALL], BALL)),
     (Callable[[float], float], "a function", (math.sqrt, Budget), (1, "sqrt")),
     (Positive | Sequence[float], "a finite number > 0, or a list (each a finite number)", (1, [1, 2]), (0, [math.inf], "1")),
 ]
 
 
-@pytest.mark.parametrize(("kind", "words", "right", "wrong"), TYPES, ids=[words for _, words, *_ in TYPES])
+@pytest.mark.parametrize(("kind", "words", "right", "wrong"), TYPES, ids=[str(kind) for kind, *_ in TYPES])
 def test_each_type(kind: Any, words: str, right: Sequence[object], wrong: Sequence[object]) -> None:
     for value in right:
         check("knob", value, kind)
@@ -85,7 +88,7 @@ def test_each_type(kind: Any, words: str, right: Sequence[object], wrong: Sequen
             check("knob", value, kind)
 
 
-@pytest.mark.parametrize("kind", [None, set[int], Literal, "Count", complex | list[int]])
+@pytest.mark.parametrize("kind", [None, set[int], tuple[int, int], Literal, "Count", complex | set[int]])
 def test_a_type_that_says_nothing_is_an_error_of_the_class(kind: Any) -> None:
     with pytest.raises(TypeError, match="says nothing that could be checked"):
         check_of(kind)

@@ -163,9 +163,11 @@ def test_a_wrong_number_of_runs(times: Any, built: Callable[..., Any]) -> None:
 
 
 def test_one_attack_and_no_list(built: Callable[..., Any]) -> None:
-    for wrong in (WorstOf(attacks={"one": built("attack", "pgd")}), Repeated(attack=built("attack", "pgd"), times=2), None):
+    for wrong in (WorstOf(attacks={"one": built("attack", "pgd")}), Repeated(attack=built("attack", "pgd"), times=2)):
         with pytest.raises(LabError, match=r"^attack: expected one attack, not a list"):
-            Repeated(attack=wrong, times=2)  # type: ignore[arg-type]
+            Repeated(attack=wrong, times=2)
+    with pytest.raises(LabError, match=r"^attack: expected an Attack, got None"):
+        Repeated(attack=None, times=2)  # type: ignore[arg-type]
 
 
 def test_the_papers_five_runs(built: Callable[..., Any]) -> None:

@@ -126,7 +126,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_wrong_knob_is_named(key: str, value: Any, make_dataset: Make) -> None:
-    with pytest.raises(LabError, match=rf"^dataset\.{key}: expected .*, got "):
+    with pytest.raises(LabError, match=rf"^{key}: expected .*, got "):
         make_dataset("digits", **{key: value})
 
 
@@ -145,7 +145,7 @@ def test_wrong_knob_is_named(key: str, value: Any, make_dataset: Make) -> None:
     ],
 )
 def test_wrong_own_knob_is_named(name: str, key: str, value: Any, make_dataset: Make) -> None:
-    with pytest.raises(LabError, match=rf"^dataset\.{key}: expected .*, got "):
+    with pytest.raises(LabError, match=rf"^{key}: expected .*, got "):
         make_dataset(name, **{key: value})
 
 

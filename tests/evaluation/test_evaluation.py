@@ -418,7 +418,7 @@ def test_a_list_of_attacks_needs_what_its_parts_need(built: Callable[..., Any]) 
     with pytest.raises(LabError, match=r"^attack\.alpha"):
         mixed.check(Budget("linf", 0.01))
     for wrong in ({}, [], {"one": 1}, None):
-        with pytest.raises(LabError, match=r"^attacks: expected at least one attack"):
+        with pytest.raises(LabError, match=r"^attacks: expected a mapping from names \(each an Attack\) of one or more, got "):
             WorstOf(attacks=wrong)  # type: ignore[arg-type]
 
 
