@@ -130,7 +130,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         if (key := asked.look.key(asked.digests["run"])) is not None:
             run_folder = evaluation.run.at(asked.output_root)
             facts = asked.look.facts(loaded.defended, loaded.test, asked.protocol, run_folder, asked.force)
-            arrays = read_arrays(folder.path / OUTCOME_FILE)
+            arrays = folder.arrays(OUTCOME_FILE) or {}
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
             told = asked.look.told(record, facts, verdicts)
             record |= {"panel": {"key": key} | told["panel"], "warnings": told["warnings"]}

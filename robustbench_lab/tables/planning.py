@@ -13,7 +13,6 @@ from typing import Any
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.settings.overrides import train_overrides
-from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
@@ -190,7 +189,7 @@ class Costs:
         found: dict[tuple[Any, ...], list[float]] = {}
         for evaluation in (evaluation for run in self._finished for evaluation in run.evaluations()):
             with suppress(LabError, KeyError, TypeError):
-                record = read_json(evaluation.path / RECORD_FILE)
+                record = evaluation.read()
                 if any(record.get("examples_from_before", ())):
                     continue  # it did not search
                 for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):
