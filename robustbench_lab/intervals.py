@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import mean, stdev
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
@@ -12,3 +14,11 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1 rounding may leave p outside
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of two or more normal values of unknown spread (Student 1908), such as one of each training seed."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half

@@ -81,11 +81,9 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
     trained = {folder.name.rpartition("-")[2] for folder, _ in finished_runs(output_root)}
     runs: dict[str, Job] = {}
     evaluations: dict[tuple[str, str], Job] = {}
-    for cell in cells:
-        evaluation = cell.evaluation
-        if evaluation is None:
-            continue
-        words = train_overrides(cell.overrides)
+    for one in (measurement for cell in cells for measurement in cell.measurements):
+        evaluation = one.evaluation
+        words = train_overrides(one.overrides)
         for run, described in ((evaluation.run, words), (evaluation.source, evaluation.source_words)):
             if run is not None and run.fingerprint not in runs:
                 for part, its_words in _with_teachers(run, described):
@@ -99,8 +97,8 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
         evaluations.setdefault(
             (evaluation.run.fingerprint, evaluation.fingerprint),
             Job(
-                "evaluate", f"{evaluation.run.name} {evaluation.name}", cell.overrides, evaluation.folder(output_root) / RECORD_FILE, needs,
-                evaluation.fingerprint, cell.record is not None, costs.attacking(evaluation),
+                "evaluate", f"{evaluation.run.name} {evaluation.name}", one.overrides, evaluation.folder(output_root) / RECORD_FILE, needs,
+                evaluation.fingerprint, one.record is not None, costs.attacking(evaluation),
             ),
         )  # fmt: skip
     for fingerprint in {needed for job in evaluations.values() if not job.finished for needed in job.needs}:
