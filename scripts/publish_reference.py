@@ -19,11 +19,10 @@ from tempfile import TemporaryDirectory
 from robustbench_lab.jobs.tables import table_file, write
 from robustbench_lab.settings.conf import compose, plain, project_path
 from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import EXAMPLES_FILE, FEATURES_FILE, OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE
+from robustbench_lab.storage.records import OUTCOME_FILE, RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import cells_of
+from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.reading import read_table, reshaped
-
-DRAWN_FROM = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,), "features": (FEATURES_FILE,)}  # by the kind of figure
 
 
 def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
@@ -40,7 +39,9 @@ def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference
     for taught in list(runs.values()):
         if (teacher := taught.source) is not None:
             runs.setdefault(teacher.fingerprint, teacher)
-    made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
+    made_by = [record for cell in cells for record in cell.records] + [
+        read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()
+    ]
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
     write(table, cells, output_root)
@@ -55,11 +56,9 @@ def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference
             shutil.copy(written.with_name(f"{written.name}.{kind}"), new)
         for run in runs.values():
             copy(run.folder(output_root), new / "runs", (RUN_FILE, "metrics.jsonl"))
-        for cell in cells:
-            if cell.evaluation is None:
-                continue
-            folder = cell.evaluation.folder(output_root)
-            pictures = [name for name in DRAWN_FROM.get(table.figure.get("kind", ""), ()) if (folder / name).exists()]
+        drawn_from = kind_of(table.figure).files if table.figure else ()
+        for folder in (one.evaluation.folder(output_root) for cell in cells for one in cell.measurements):
+            pictures = [name for name in drawn_from if (folder / name).exists()]
             copy(folder, new / "runs" / folder.parent.parent.name / "evaluate", (RECORD_FILE, OUTCOME_FILE, *pictures))
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)

@@ -109,14 +109,16 @@ def caption_of(section: Section) -> str:
     """What the cells of a table's grid hold."""
     table, sizes = section.table, section.sizes
     told = "Ours with its 95 % interval" + (f", n = {sizes[0]:,} test images" if len(sizes) == 1 else " and n, the number of test images")
-    if table.averages:
+    if section.view.averages:
         told += "; where the figure is no percentage, n is of those that count"
     if section.compares:
-        difference = "the difference in points" if all(table.in_percent) else "the difference"
+        difference = "the difference in points" if all(metric.in_percent for metric in table.metrics) else "the difference"
         judged = f"{difference}, and whether it is within the band, {section.view.bands}" if section.judged else difference
         told += f"; the published figure ({table.published['source']}), {judged}"
-    if any(cell.std is not None for cell in section.cells):
+    if any(cell.std is not None and not cell.seeds for cell in section.cells):
         told += "; ± is the sample standard deviation over the runs of one attack"
+    if section.view.seeds:
+        told += "; of several training seeds their mean ± the sample standard deviation over them, with Student's interval of that mean"
     return f"{told}."
 
 

@@ -82,8 +82,8 @@ class Plan:
 
 def asked_by(cell: Cell) -> Iterator[tuple[list[str], Evaluation, bool]]:
     """The evaluations behind a cell: their words, and whether each is finished."""
-    if cell.evaluation is not None:
-        yield cell.overrides, cell.evaluation, cell.record is not None
+    for one in cell.measurements:
+        yield one.overrides, one.evaluation, one.record is not None
 
 
 def key_of(evaluation: Evaluation) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables.checks import check, file_of, place, require
 from robustbench_lab.tables.claims import Claim, cells_in
+from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.grid import Column, Row, Table
 from robustbench_lab.tables.profiles import PROFILES, Rules
 from robustbench_lab.tables.published import fits
@@ -101,7 +102,7 @@ def reshaped(table: Table, profile: str) -> Table:
     if order.index(table.profile) >= order.index(profile):
         return table
     rules, columns = Rules.read(profile), list(table.columns)
-    if table.figure.get("kind") == "curves" and rules.curve_points is not None:
+    if rules.curve_points is not None and table.figure and kind_of(table.figure).thinned:
         last = len(columns) - 1
         columns = [columns[i] for i in sorted({round(i * last / (rules.curve_points - 1)) for i in range(rules.curve_points)})]
     exceptions = [exception for exception in table.exceptions if any(fits(column.label, exception["column"]) for column in columns)]

@@ -249,7 +249,7 @@ def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
 @pytest.mark.parametrize(
     ("figure", "labels", "message"),
     [
-        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, features, got 'pie'"),
+        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, got 'pie'"),
         ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
