@@ -370,7 +370,7 @@ def test_tables_takes_a_damaged_record_for_a_missing_one_and_says_so(lab, output
 
 
 @pytest.mark.parametrize("verb", ["train", "train -m", "tables"])
-def test_an_output_folder_that_cannot_be_written(lab, outputs, tiny, verb):
+def test_an_output_folder_that_cannot_be_written(lab, outputs, small_table, tiny, verb):
     outputs.write_text("a file where a folder should be")
     words = [] if verb == "tables" else tiny
     ended = lab(*verb.split(), *words, f"output_root={outputs}/x")

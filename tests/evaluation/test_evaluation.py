@@ -283,7 +283,8 @@ def test_going_on_from_a_partial_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.loop.SAVE_EVERY", -1.0)
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
+    for module in ("outcome", "loop"):
+        monkeypatch.setattr(f"robustbench_lab.evaluation.{module}.EXAMPLES", 6)
     data, attack, saved = digits[1].subset(torch.arange(30)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
 
     def save(outcome: Outcome) -> None:
@@ -327,7 +328,8 @@ def same_examples(one: Examples, other: Examples) -> None:
 def test_the_first_images_are_kept_with_what_the_attack_made_of_them(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """FGSM lowers the pixel of the true class by .1 and raises the other one, inside [0, 1]; wrong images are left alone."""
     pixels = [[200, 100], [120, 100], [100, 120], [100, 120], [255, 0], [5, 10], [3, 200], [9, 9]]
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
+    for module in ("outcome", "loop"):
+        monkeypatch.setattr(f"robustbench_lab.evaluation.{module}.EXAMPLES", 6)
     labels, ids = torch.tensor([0, 0, 0, 1, 0, 1, 1, 0]), torch.tensor([70, 3, 9, 4, 1, 0, 2, 5])
     data = ImageSet(torch.tensor(pixels, dtype=torch.uint8).view(8, 1, 1, 2), labels, ids)
     examples = judged(Defended(Larger()), data, built("attack", "fgsm"), batch_size=4).examples
@@ -348,7 +350,8 @@ def test_examples_do_not_depend_on_batches_and_interruptions(
     digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.loop.SAVE_EVERY", -1.0)
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
+    for module in ("outcome", "loop"):
+        monkeypatch.setattr(f"robustbench_lab.evaluation.{module}.EXAMPLES", 6)
     data, attack, saved = digits[1].subset(torch.arange(12)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
     whole = judged(clean_digits_model, data, attack, batch_size=12)
     judged(clean_digits_model, data, attack, batch_size=4, save=lambda outcome: saved.append(deepcopy(outcome)))

@@ -326,7 +326,7 @@ def test_the_groups_that_are_tested_are_all_there_are():
 def test_conf_is_found_from_anywhere(tmp_path):
     assert (CONF / "train.yaml").is_file()
     assert CONF.is_absolute()
-    code = "from robustbench_lab.config import CONF; print((CONF / 'common.yaml').is_file())"
+    code = "from robustbench_lab.settings.conf import CONF; print((CONF / 'common.yaml').is_file())"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
