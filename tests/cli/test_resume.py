@@ -116,7 +116,7 @@ def test_a_forced_repetition_that_is_stopped_leaves_no_finished_run(lab, trained
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_outcome(lab, outputs, trained, tiny, monkeypatch):
-    command = ["evaluate", *tiny, "attack.steps=3", "batch_size=8"]
+    command = ["evaluate", *tiny, "attack.steps=3", "panel=none", "batch_size=8"]
     assert lab(*command).status == 0
     (folder,) = (trained / "evaluate").iterdir()
     record = json.loads((folder / "record.json").read_text())
@@ -175,7 +175,7 @@ def test_metrics_in_another_order_keep_their_values(lab, trained, tiny, monkeypa
 
 
 def test_a_partial_outcome_of_other_weights_is_not_gone_on_from(lab, trained, tiny):
-    command = ["evaluate", *tiny, "attack=fgsm"]
+    command = ["evaluate", *tiny, "attack=fgsm", "panel=none"]
     assert lab(*command).status == 0
     (folder,) = (trained / "evaluate").iterdir()
     arrays = dict(np.load(folder / "outcome.npz", allow_pickle=False))

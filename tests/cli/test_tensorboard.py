@@ -44,7 +44,7 @@ def test_every_number_of_every_epoch_is_told(lab, outputs, tiny):
 
 def test_a_finished_run_is_told_afterwards_and_keeps_its_name(lab, trained, tiny):
     weights = (trained / "model.safetensors").read_bytes()
-    for _ in range(4):
+    for _ in range(3):
         ended = lab("train", *tiny, "tensorboard=true")
         assert f"finished already: {trained}" in ended.err
         assert_told(trained, 3)
