@@ -1,6 +1,7 @@
 """What the tests share: objects built from their YAML files, a tiny network with BatchNorm, images at the box's edge, trained digits."""
 
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,11 @@ from robustbench_lab.settings.overrides import RUN_GROUPS
 from robustbench_lab.tables import expansion
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.runs import objects
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
