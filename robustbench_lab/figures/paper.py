@@ -111,7 +111,7 @@ def files_of(figure: Figure) -> tuple[bytes, bytes]:
     png, svg = io.BytesIO(), io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "robustbench_lab", "image.composite_image": False}):
-        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
         figure.savefig(svg, format="svg", dpi=RASTER_DPI, metadata=nothing)
     drawing = re.sub(r"<!DOCTYPE[^>]*>\s*", "", svg.getvalue())  # it names a file on the web
     drawing = re.sub(r"<!-- (.*?) -->\s*(<g\b[^>]*>)", r"\2<title>\1</title>", drawing)  # the words, escaped already

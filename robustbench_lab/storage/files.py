@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,16 +97,11 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Raises LabError, naming the file, when it is damaged; never unpickles."""
-    return read_arrays_below(path, "")
-
-
-def read_arrays_below(path: Path, prefix: str) -> dict[str, np.ndarray]:
-    """Those whose names begin so, without it; the others are not read."""
+def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """All arrays, or those of these names. Raises LabError, naming the file, when it is damaged; never unpickles."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name.removeprefix(prefix): archive[name] for name in archive.files if name.startswith(prefix)}
+            return {name: archive[name] for name in archive.files if names is None or name in names}
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise LabError(f"{path} cannot be read ({error}); delete it, or repeat the job with force=true") from error
 
