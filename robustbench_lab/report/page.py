@@ -143,18 +143,18 @@ def drawings_of(section: Section) -> list[Drawing]:
             f"{'paper' if claimed else 'table'}, and ours under the strongest attack among all records of the same model and ball in "
             f"which the attacker sees everything.{section.means} Bars: 95 % intervals."
         )
-        found.append(Drawing(Markup(reaches_chart(f"{section.anchor}-reach", f"{name}: {title}", reaches)), about))
+        found.append(Drawing(reaches_chart(f"{section.anchor}-reach", f"{name}: {title}", reaches), about))
     if section.pairs:
         of_cells, pairs = {band for band, _ in section.pairs}, [pair for _, pair in section.pairs]
         band = min(of_cells) if len(of_cells) == 1 else None
         within = "their column's band" if band is None else f"the band of {band:g} points"
         about = f"Ours against the published figures, in percent. Circles: within {within}; squares: outside. Bars: 95 % intervals."
-        found.append(Drawing(Markup(pairs_chart(f"{section.anchor}-pairs", f"Ours and published: {title}", pairs, band)), about))
+        found.append(Drawing(pairs_chart(f"{section.anchor}-pairs", f"Ours and published: {title}", pairs, band), about))
     measure, curves = section.curves()
     if curves:
         some = f" The first {LINES} of {len(curves)} runs." if len(curves) > LINES else ""
         about = f"{measure.partition(',')[0].capitalize()} by epoch.{some}"
-        found.append(Drawing(Markup(curves_chart(f"{section.anchor}-curves", f"Training: {title}", measure, curves)), about))
+        found.append(Drawing(curves_chart(f"{section.anchor}-curves", f"Training: {title}", measure, curves), about))
     return found
 
 
