@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -121,11 +122,11 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     if high <= low:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / most) - 1)
-    for step in (times * power * step for times in (1, 10, 100) for step in STEPS):
+    for step in (power * 10**i * step for i in count() for step in STEPS):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first <= most:
-            return [round(i * step, 12) for i in range(first, last + 1)]
-    raise AssertionError("a hundred steps of a tenth are longer than the whole")
+            break
+    return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def px(value: float) -> str:
