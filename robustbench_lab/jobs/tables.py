@@ -16,10 +16,9 @@ from robustbench_lab.figures.paper import files_of
 from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.tables.cells import Cell, filled
 from robustbench_lab.tables.grid import Table
-from robustbench_lab.tables.latex import latex
-from robustbench_lab.tables.markdown import PROFILES, grid, markdown
+from robustbench_lab.tables.pages import grid, latex, markdown
 from robustbench_lab.tables.reading import chosen_tables
-from robustbench_lab.tables.verdicts import claims_of
+from robustbench_lab.tables.view import view_of
 
 log = logging.getLogger("robustbench_lab")
 
@@ -34,17 +33,17 @@ def main(cfg: DictConfig) -> None:
 
 def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     """Write the table in Markdown, CSV and LaTeX, and its figure if it has one, print its grid, and return the Markdown file."""
-    base = table_file(table, output_root)
+    base, view = table_file(table, output_root), view_of(table, cells, output_root)
     frame = pd.DataFrame([cell.fields() for cell in cells])
     frame = frame.drop(columns=[name for name in FEW_HAVE if frame[name].isna().all()])
     buffer = io.StringIO()
     frame.to_csv(buffer, index=False, float_format="%.8g", lineterminator="\n")
     path = base.with_name(base.name + ".md")
     write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
-    write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
+    write_bytes(base.with_name(base.name + ".tex"), latex(view).encode())
     pictures = _write_figure(table, cells, output_root)
-    write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root, pictures=bool(pictures)).encode())
-    print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
+    write_bytes(path, markdown(view, pictures=bool(pictures)).encode())
+    print(f"{table.title}\n({view.about_profile})\n\n{grid(view)}\n")
     log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path
 

@@ -21,10 +21,9 @@ from robustbench_lab.report.shelf import PICTURES, Shelf
 from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.tables.cells import filled
 from robustbench_lab.tables.grid import Table
-from robustbench_lab.tables.markdown import PROFILES, bands, commands_of, origins, with_figures
-from robustbench_lab.tables.profiles import PROFILES as EVERY_PROFILE
+from robustbench_lab.tables.profiles import PROFILES
 from robustbench_lab.tables.reading import chosen_tables, reshaped
-from robustbench_lab.tables.verdicts import claims_of
+from robustbench_lab.tables.view import view_of
 
 log = logging.getLogger("robustbench_lab")
 
@@ -82,7 +81,7 @@ def page(tables: Sequence[Table], shelf: Shelf) -> str:
         figures={section.anchor: figure_of(section, shelf) for section in sections},
         galleries={section.anchor: shelf.galleries(section) for section in sections},
         prose={section.anchor: prose_of(section) for section in sections},
-        origins={section.anchor: origins(section.table, section.cells) for section in sections},
+        origins={section.anchor: section.view.origins for section in sections},
         entries=shelf.entries,
         failures=shelf.failures(),
         problems=shelf.problems,  # last: what was read above may have found some
@@ -92,15 +91,14 @@ def page(tables: Sequence[Table], shelf: Shelf) -> str:
 
 def papers_of(tables: Sequence[Table], shelf: Shelf) -> list[Paper]:
     """The papers that have tables, with every profile of a table that has a record; the paper's own profile first."""
-    shapes = {(shape.name, shape.profile): shape for profile in EVERY_PROFILE for shape in (reshaped(table, profile) for table in tables)}
+    shapes = {(shape.name, shape.profile): shape for profile in PROFILES for shape in (reshaped(table, profile) for table in tables)}
     every = filled([shape for shape in shapes.values() if shelf.may_fill(shape)], shelf.root)
     entries, by_paper = shelf.of_runs(), dict[str, tuple[list[Section], list[Table]]]()
     for table in tables:
         sections, unmeasured = by_paper.setdefault(table.name.partition("/")[0], ([], []))
         own = [(shape, cells) for shape, cells in every if shape.name == table.name and any(cell.record for cell in cells)]
         for shape, cells in own:
-            commands = {cell.name: commands_of(cell) for cell in cells if cell.missing}
-            sections.append(Section(shape, cells, claims_of(shape, cells), entries, shelf.trained, commands))
+            sections.append(Section(shape, cells, view_of(shape, cells, shelf.root), entries, shelf.trained))
         if not own:
             unmeasured.append(table)
     names = {**PAPERS, **{key: key.replace("_", " ") for key in sorted(by_paper.keys() - NO_PAPERS.keys() - PAPERS.keys())}, **NO_PAPERS}
@@ -115,7 +113,7 @@ def caption_of(section: Section) -> str:
         told += "; where the figure is no percentage, n is of those that count"
     if section.compares:
         difference = "the difference in points" if all(table.in_percent) else "the difference"
-        judged = f"{difference}, and whether it is within the band, {bands(table)}" if section.judged else difference
+        judged = f"{difference}, and whether it is within the band, {section.view.bands}" if section.judged else difference
         told += f"; the published figure ({table.published['source']}), {judged}"
     if any(cell.std is not None for cell in section.cells):
         told += "; ± is the sample standard deviation over the runs of one attack"
@@ -158,12 +156,10 @@ def drawings_of(section: Section) -> list[Drawing]:
     return found
 
 
-def prose_of(section: Section) -> dict[str, list[str]]:
-    """Deviations and findings with their figures put in; both speak of the real settings, not of those of a smaller profile."""
-    if section.table.reshaped:
-        return {}
-    parts = {"Where we differ from the paper": section.table.deviations, "Findings": section.table.findings}
-    return {name: [" ".join(with_figures(entry, section.cells).split()) for entry in entries] for name, entries in parts.items() if entries}
+def prose_of(section: Section) -> dict[str, Sequence[str]]:
+    """Deviations and findings with their figures put in."""
+    parts = {"Where we differ from the paper": section.view.deviations, "Findings": section.view.findings}
+    return {name: entries for name, entries in parts.items() if entries}
 
 
 def figure(value: float | str | None, form: str = ".2f", std: float | None = None) -> str:

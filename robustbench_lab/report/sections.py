@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from robustbench_lab.report.charts import Pair, Point, Reach
 from robustbench_lab.report.entries import Ball, Entry, Panel, Trained
-from robustbench_lab.tables.markdown import footnote_letters
 
 if TYPE_CHECKING:
     from robustbench_lab.settings.identity import Evaluation
     from robustbench_lab.tables.cells import Cell
     from robustbench_lab.tables.grid import Table
     from robustbench_lab.tables.verdicts import CheckedClaim
+    from robustbench_lab.tables.view import View
 
 GROUPS = ("dataset", "backbone", "defense", "training")
 UNDER_ATTACK = ("robust_accuracy", "robust_accuracy_mean", "accuracy_of_runs")  # metrics of cells that say how much an attack leaves
@@ -67,10 +67,18 @@ class Section:
 
     table: Table
     cells: Sequence[Cell]
-    claims: Sequence[CheckedClaim]
+    view: View
     entries: Mapping[str, Sequence[Entry]]
     trained: Mapping[str, Trained]
-    commands: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what fills a missing cell, by the cell's name
+
+    @property
+    def claims(self) -> Sequence[CheckedClaim]:
+        return self.view.every_claim
+
+    @property
+    def commands(self) -> dict[str, Sequence[str]]:
+        """What fills a missing cell, by the cell's name."""
+        return {cell.name: cell.commands for cell in self.view.missing}
 
     @property
     def anchor(self) -> str:
@@ -83,8 +91,7 @@ class Section:
 
     @property
     def make(self) -> str:
-        profile = f" PROFILE={self.table.profile}" if self.table.reshaped else ""
-        return f"make reproduce-tables TABLES={self.table.name}{profile}"
+        return self.view.command
 
     @property
     def measured(self) -> list[Cell]:
@@ -132,14 +139,9 @@ class Section:
 
     @cached_property
     def footnotes(self) -> list[Footnote]:
-        notes = []
-        for code, letter in footnote_letters(self.cells).items():
-            told: dict[str, list[str]] = {}
-            for cell in self.cells:
-                for message in dict.fromkeys(flag["message"] for flag in cell.flags if flag["code"] == code):
-                    told.setdefault(message, []).append(cell.name)
-            notes.append(Footnote(letter, code, list(told.items())))
-        return notes
+        return [
+            Footnote(note.letter, note.code, [(message.text, message.cells) for message in note.messages]) for note in self.view.footnotes
+        ]
 
     def grid(self) -> list[tuple[str, Sequence[Cell]]]:
         """Each row's label and cells."""

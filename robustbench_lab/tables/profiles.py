@@ -15,7 +15,11 @@ from robustbench_lab.settings.conf import CONF
 from robustbench_lab.settings.overrides import inner_words, merged_overrides, parsed, readable
 
 RULES = CONF / "grid"
-PROFILES = ("paper", "quick", "smoke")  # from the whole to the least
+PROFILES = {  # from the whole to the least, and what each means
+    "paper": "full size, the paper's settings where it states them",
+    "quick": "real data, SHORT SCHEDULE: not the paper's settings",
+    "smoke": "SMOKE: embedded data and tiny models, to show that everything runs; it reproduces nothing",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,8 @@ def _entry(kind: type[Any], content: Any, path: Path, key: str) -> Any:
 
 def reshaped(table: Table, profile: str) -> Table:
     """The table as the profile has it: itself, if it is of that size already or smaller."""
-    if PROFILES.index(table.profile) >= PROFILES.index(profile):
+    order = list(PROFILES)
+    if order.index(table.profile) >= order.index(profile):
         return table
     rules, columns = Rules.read(profile), list(table.columns)
     if table.figure.get("kind") == "curves" and rules.curve_points is not None:

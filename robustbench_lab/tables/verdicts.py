@@ -40,6 +40,11 @@ class CheckedClaim:
         """Of a claim that denies a sign of obfuscated gradients: absent, present or not measured."""
         return {"holds": "absent", "does not hold": "present"}.get(self.verdict, self.verdict)
 
+    @property
+    def chance(self) -> str:
+        """What stands behind the verdict, or the sign, where other test images could have turned it."""
+        return WITHIN_CHANCE if self.within_chance else ""
+
 
 def claims_of(table: Table, cells: Sequence[Cell]) -> list[CheckedClaim]:
     """The paper's claims, each checked on our figures. Where a profile has shortened them, only those that deny a sign of obfuscated

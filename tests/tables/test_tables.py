@@ -15,7 +15,7 @@ from robustbench_lab.jobs.tables import write
 from robustbench_lab.settings.conf import CONF
 from robustbench_lab.storage.files import read_json, write_json
 from robustbench_lab.tables.cells import Cell, cells_of
-from robustbench_lab.tables.markdown import PROFILES
+from robustbench_lab.tables.profiles import PROFILES
 from robustbench_lab.tables.reading import chosen_tables, read_table
 from robustbench_lab.tables.verdicts import WITHIN_CHANCE
 
