@@ -108,11 +108,17 @@ def files_of(figure: Figure) -> tuple[bytes, bytes]:
     """
     import matplotlib
 
-    png, svg = io.BytesIO(), io.StringIO()
+    png, svg = png_of(figure), io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "robustbench_lab", "image.composite_image": False}):
-        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", dpi=RASTER_DPI, metadata=nothing)
     drawing = re.sub(r"<!DOCTYPE[^>]*>\s*", "", svg.getvalue())  # it names a file on the web
     drawing = re.sub(r"<!-- (.*?) -->\s*(<g\b[^>]*>)", r"\2<title>\1</title>", drawing)  # the words, escaped already
-    return png.getvalue(), drawing.encode()
+    return png, drawing.encode()
+
+
+def png_of(figure: Figure, dpi: int = PNG_DPI) -> bytes:
+    """The figure as PNG, without date or version."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    return png.getvalue()

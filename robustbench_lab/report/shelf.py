@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import yaml
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.report.entries import Entry, Trained
-from robustbench_lab.report.pictures import Example, examples_of
+from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
 from robustbench_lab.settings.conf import CONF
 from robustbench_lab.settings.overrides import parsed
@@ -36,10 +35,14 @@ class Gallery:
 
 
 class Shelf:
-    """Every record and run under an output folder, and `problems`: the files that could not be read, with the reason."""
+    """Every record and run under an output folder, and `problems`: the files that could not be read, with the reason.
 
-    def __init__(self, output_root: Path) -> None:
+    of_the_project: whether these are the results that are published with the code.
+    """
+
+    def __init__(self, output_root: Path, of_the_project: bool = False) -> None:
         self.root = output_root
+        self.of_the_project = of_the_project
         self.problems: dict[str, str] = {}
         self.entries: list[Entry] = []
         self.trained: dict[str, Trained] = {}
@@ -91,23 +94,19 @@ class Shelf:
         contents = [(path, self._read(path, read_json)) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
 
-    def galleries(self, section: Section) -> list[Gallery]:
+    def galleries(self, section: Section, album: Album) -> list[Gallery]:
         found = []
         for model, entry in section.strongest_rows(GALLERY):
             path = entry.folder / EXAMPLES_FILE
             if path.exists() and (arrays := self._read(path, read_arrays)) is not None:
                 try:
-                    examples = examples_of(arrays, entry.dataset, PICTURES)
+                    examples = examples_of(arrays, entry.dataset, PICTURES, album)
                 except LabError as error:
                     self._problem(path, f"is damaged: {error}; repeat the job with force=true")
                     continue
                 if examples:
                     found.append(Gallery(model, entry, examples))
         return found
-
-    def href(self, entry: Entry) -> str:
-        """From the page to the record's file."""
-        return quote(f"../{self._name(entry.folder / RECORD_FILE)}")
 
     def _epochs(self, folder: Path) -> list[dict[str, Any]]:
         path = folder / "metrics.jsonl"
@@ -131,7 +130,8 @@ class Shelf:
         self.problems[self._name(path)] = reason
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        name = path.relative_to(self.root).as_posix()
+        return f"{self.root.name}/{name}" if self.of_the_project else name
 
 
 @cache

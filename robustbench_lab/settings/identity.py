@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Run:
     config: dict[str, Any]  # dataset, backbone, defense, training, seed: resolved
     choices: dict[str, str]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         kept = {group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
         return fingerprint({**kept, "seed": self.config["seed"]})
@@ -68,7 +69,7 @@ class Evaluation:
     choices: dict[str, str]
     source_words: list[str] = field(default_factory=list, compare=False)  # of `train`, for the source
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         seen = {k: v for k, v in self.config["threat_model"].items() if k != "overrides"}  # the source's content says it better
         source = self.source.fingerprint if self.source else None

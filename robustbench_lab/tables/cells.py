@@ -138,9 +138,15 @@ class Cell:
 
 def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list[Cell]]]:
     """Each table with its cells, row by row; what they share is composed and read once."""
+    return filled_from(tables, [output_root])[0]
+
+
+def filled_from(tables: Sequence[Table], output_roots: Sequence[Path]) -> list[list[tuple[Table, list[Cell]]]]:
+    """The same from each of several output folders."""
     words = [list(table.words()) for table in tables]
-    expansion, known = Expansion(overrides for cells in words for _, _, overrides in cells), Records(output_root)
-    return [(table, _cells(table, cells, expansion, known)) for table, cells in zip(tables, words, strict=True)]
+    expansion = Expansion(overrides for cells in words for _, _, overrides in cells)
+    every = [Records(output_root) for output_root in output_roots]
+    return [[(table, _cells(table, cells, expansion, known)) for table, cells in zip(tables, words, strict=True)] for known in every]
 
 
 def cells_of(table: Table, output_root: Path) -> list[Cell]:
