@@ -78,10 +78,16 @@ def _column(section: Section) -> str:
 
 
 def in_one_ball(section: Section) -> list[Comparison]:
-    """The comparisons in the ball that is nearest to the dataset's own; none where the attacker of no cell sees the model."""
-    balls = [comparison.ball for comparison in section.comparisons]
-    nearest = min(balls, key=lambda ball: (*_away(ball, section), ball.eps, ball.norm), default=None)
-    return [comparison for comparison in section.comparisons if comparison.ball == nearest]
+    """The comparisons in the ball in which the paper has most figures, and of these in the one that is nearest to the dataset's own; none
+    where the attacker of no cell sees the model."""
+    balls: dict[Ball, list[Comparison]] = {}
+    for comparison in section.comparisons:
+        balls.setdefault(comparison.ball, []).append(comparison)
+
+    def rank(ball: Ball) -> tuple[object, ...]:
+        return -sum(comparison.cell.published is not None for comparison in balls[ball]), *_away(ball, section), ball.eps, ball.norm
+
+    return balls[min(balls, key=rank)] if balls else []
 
 
 def _away(ball: Ball, section: Section) -> tuple[bool, float]:
