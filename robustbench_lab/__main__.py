@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from importlib.util import find_spec
 
@@ -12,6 +11,7 @@ import hydra
 from robustbench_lab import __version__
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, job
+from robustbench_lab.output import told_to_a_reader_that_may_leave
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.settings.verbs import VERBS, check_words
@@ -56,9 +56,12 @@ def check_launcher(arguments: list[str]) -> None:
 
 
 def main() -> None:
+    with told_to_a_reader_that_may_leave(sys.stdout):
+        command()
+
+
+def command() -> None:
     verb, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if "--help" in sys.argv or verb == "help":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a traceback
     if verb in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -69,7 +72,8 @@ def main() -> None:
         print(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
     if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
-        arguments = [re.sub("^--dry-run$", "plan=true", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
+        arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
+        arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
     try:
         check_launcher(arguments)

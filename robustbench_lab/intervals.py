@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 
+Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927), as fractions of 1; images are the sample, the model is fixed."""
-    z = 1.959963984540054
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1 rounding may leave p outside
+
+
+def normal_interval(mean: float, deviation: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a mean over n values of this sample standard deviation, by the normal approximation."""
+    half = Z * deviation / math.sqrt(n)
+    return mean - half, mean + half

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import is_number, require
+from robustbench_lab.knobs import Check, Knobs, at_least, is_number, one_of, require
 from robustbench_lab.randomness import ImageRandom
 
 NORMS = ("linf", "l2", "l0")
@@ -23,19 +24,18 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Knobs):
     """The ball around an image, cut by the pixel box [0, 1]; `eps` is a fraction of the pixel range, `inf` means the box only.
 
     In l0, `eps` is the number of pixels that may change; a pixel with several channels counts once, and there is no steepest step.
     Images are [B, C, H, W] and may touch 0 and 1. Raises LabError for an unknown norm or an eps that is negative or no number.
     """
 
-    norm: str
-    eps: float
+    norm: Annotated[str, one_of(NORMS)]
+    eps: Annotated[float, Check("a number", is_number), at_least(0), "such as 0.1, 8/255 or inf"]
 
     def __post_init__(self) -> None:
-        require(self.norm in NORMS, "norm", f"one of {', '.join(NORMS)}", self.norm)
-        require(is_number(self.eps) and self.eps >= 0, "eps", "a number >= 0, such as 0.1, 8/255 or inf", self.eps)
+        super().__post_init__()
         whole = self.norm != "l0" or self.eps == math.inf or float(self.eps).is_integer()
         require(whole, "eps", "a whole number of pixels, or inf, with norm=l0", self.eps)
 
@@ -96,7 +96,7 @@ def _largest(values: Tensor, count: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ThreatModel:
+class ThreatModel(Knobs):
     """What the attacker sees; the verdict always falls on the defended model.
 
     sees: `defended` (white box), `learned` (every learned stage, no fixed pre-processing: gray box of the SFM paper), `twin` (the
@@ -106,13 +106,12 @@ class ThreatModel:
     answers: what a query returns, `logits` or `labels`; for `queries` only.
     """
 
-    sees: str
+    sees: Annotated[str, one_of(VIEWS)]
     overrides: Sequence[str]
-    answers: str
+    answers: Literal["logits", "labels"]
 
     def __post_init__(self) -> None:
-        require(self.sees in VIEWS, "sees", f"one of {', '.join(VIEWS)}", self.sees)
-        require(self.answers in ("logits", "labels"), "answers", "logits or labels", self.answers)
+        super().__post_init__()
         needs_run = self.sees in ("twin", "substitute")
         require(
             bool(self.overrides) == needs_run,

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set
-from robustbench_lab.models.defended import Classifier, Defended, Normalise, full_precision, searched_kernels
+from robustbench_lab.models.defended import Classifier, Defended, full_precision, searched_kernels
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import compose, plain
@@ -58,8 +58,8 @@ def network(args: argparse.Namespace) -> Defended:
     cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}"])
     config = plain(cfg, "dataset", "backbone")
     torch.manual_seed(0)
-    normalise = Normalise(config["dataset"]["mean"], config["dataset"]["std"])
-    return Defended(Classifier(normalise, build(config["backbone"], "backbone"))).to(args.device).train()
+    normalise = build(config["dataset"]["normalise"], "dataset.normalise")
+    return Defended(Classifier(normalise, build(config["backbone"], "backbone"), (3, 32, 32))).to(args.device).train()
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -142,8 +142,8 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
         config["defense"]["attack"]["steps"] = args.steps
     defense = build(config["defense"], "defense")
     torch.manual_seed(0)
-    normalise = Normalise(config["dataset"]["mean"], config["dataset"]["std"])
-    model = defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone"))).to(args.device).train()
+    normalise = build(config["dataset"]["normalise"], "dataset.normalise")
+    model = defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone"), (3, 32, 32))).to(args.device).train()
     model.to(memory_format=torch.channels_last)
     ids = torch.arange(len(x), device=x.device)
     defense.prepare(model, ImageSet(x, y, ids))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.evaluation.judging import predictions
 from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.jobs.train import train
 from robustbench_lab.models.defended import Defended, cross_entropy, full_precision
 from robustbench_lab.settings.build import build
@@ -294,8 +295,8 @@ def measured(work: Work, scale: float, repeats: int, device: str) -> list[str]:
             distances = budget.distance(x_adv.float(), x)[~still]
             note(name, seconds, float(still.float().mean()), float(distances.mean()) if len(distances) else None)
         for name, precision in {"ours": OURS["ours"]}.items() if attack.minimal else OURS.items():
-            how = {"seed": 0, "batch_size": len(chosen), "precision": precision}
-            seconds, outcome = timed(lambda how=how: evaluate(model, model, chosen, attack, budget, **how), device)  # type: ignore[misc]
+            how = Protocol(seed=0, batch_size=len(chosen), precision=precision)
+            seconds, outcome = timed(lambda how=how: evaluate(model, model, chosen, attack, budget, how), device)  # type: ignore[misc]
             broken = outcome.distance[~outcome.robust]
             note(name, seconds, float(outcome.robust.mean()), float(broken.mean()) if len(broken) else None)
             passes[name] = int(outcome.forward.sum()), int(outcome.backward.sum())

@@ -13,9 +13,10 @@ import robustbench_lab
 PACKAGE = Path(robustbench_lab.__file__).parent
 # From the ground up: a wing imports from the floors below its own, and from itself. The ground's modules may import each other.
 FLOORS = (
-    ("errors", "knobs", "intervals", "progress", "randomness", "devices", "threats"),
+    ("errors", "knobs", "intervals", "progress", "output", "randomness", "devices", "threats"),
     ("storage",),
-    ("settings", "models", "backbones", "datasets", "transforms"),
+    ("settings", "backbones", "datasets", "transforms"),
+    ("models",),
     ("fronts", "attacks", "tables"),
     ("defenses", "metrics", "figures"),
     ("training",),
@@ -125,7 +126,7 @@ def test_no_circle():
         ("defenses.trades", "from robustbench_lab.defenses import feature_matching"),
         ("defenses.trades", "from . import feature_matching"),
         ("defenses.trades", "from robustbench_lab.training.loop import fit"),
-        ("metrics.measures", "from robustbench_lab.jobs.evaluate import job"),
+        ("metrics.base", "from robustbench_lab.jobs.evaluate import job"),
         ("backbones.mlp", "from robustbench_lab.attacks import pgd"),
         ("datasets.base", "import robustbench_lab.defenses.base"),
         ("training.loop", "if TYPE_CHECKING:\n    from hydra.utils import instantiate"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Loss, decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import GradientAttack, rivals
-from robustbench_lab.knobs import is_number, require, require_count
+from robustbench_lab.knobs import Count, PositiveShare, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -87,19 +87,15 @@ class APGD(GradientAttack):
     loss counts.
     """
 
-    steps: int
-    restarts: int
-    rho: float
-    targets: int | None
+    steps: Count
+    restarts: Count
+    rho: PositiveShare
+    targets: Count | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(self.steps, "steps")
-        require_count(self.restarts, "restarts")
-        require(is_number(self.rho) and 0 < self.rho <= 1, "rho", "a number in (0, 1]", self.rho)
-        if self.targets is not None:
-            require_count(self.targets, "targets")
-            require(self.loss == "dlr", "loss", "dlr, the loss that has a targeted form, with attack.targets", self.loss)
+        targeted = self.targets is None or self.loss == "dlr"
+        require(targeted, "loss", "dlr, the loss that has a targeted form, with attack.targets", self.loss)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         y = self.labels_for(model, x, y)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require
+from robustbench_lab.knobs import Knobs, require
 from robustbench_lab.models.defended import cross_entropy
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
@@ -25,7 +25,7 @@ def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Knobs, ABC):
     """How to search for an adversarial example; the budget says where.
 
     `attack(model, x, y, budget, rng)` takes images [B, C, H, W] in [0, 1], their labels (int64 [B]), and streams of random numbers tied to
@@ -37,9 +37,10 @@ class Attack(ABC):
 
     norms: of the balls that it can search. needs_finite_ball: whether eps = inf is refused. needs_gradients: whether it differentiates the
     model; if not, needs_logits says whether labels alone are enough. minimal: whether it looks for the nearest misclassified image; in a
-    finite ball it then returns that one if it lies inside, else a point of the ball. needs_labels: whether it looks at y. batchwise:
-    whether an image's result may depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it
-    wants all images in one. separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
+    finite ball it then returns that one if it lies inside, else a point of the ball. minimal_as_published: whether its authors' metrics
+    take it for minimal, though it may miss the nearest. needs_labels: whether it looks at y. batchwise: whether an image's result may
+    depend on its batch after all, as of a published fault that is reproduced; whole_split: whether it wants all images in one.
+    separately: whether each of its stages attacks every image, and an evaluation tells of them one by one.
     Raises LabError when built with a wrong knob, or when the budget or the model is one that the attack cannot search.
     """
 
@@ -48,6 +49,7 @@ class Attack(ABC):
     needs_gradients: ClassVar[bool] = True
     needs_logits: ClassVar[bool] = True
     minimal: ClassVar[bool] = False
+    minimal_as_published: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
     whole_split: ClassVar[bool] = False

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import margin
-from robustbench_lab.knobs import is_number, require, require_count, require_not_negative, require_positive
+from robustbench_lab.knobs import Count, NotNegative, Positive, at_most, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -50,24 +50,18 @@ class CarliniWagner(Attack):
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
     only_confident: ClassVar[bool] = False  # whether a misclassified point below the confidence counts for nothing
-    confidence: float
-    step_size: float
-    steps: int
-    searches: int
-    initial_constant: float
-    largest_constant: float
-    abort_early: int | None
+    confidence: NotNegative
+    step_size: Positive
+    steps: Count
+    searches: Count
+    initial_constant: Positive
+    largest_constant: Annotated[Positive, at_most(1e15)]
+    abort_early: Count | None
 
     def __post_init__(self) -> None:
-        require_count(self.steps, "steps")
-        require_count(self.searches, "searches")
-        require_not_negative(self.confidence, "confidence")
-        require_positive(self.step_size, "step_size")
+        super().__post_init__()
         first, most = self.initial_constant, self.largest_constant
-        require_positive(first, "initial_constant")
-        require(is_number(most) and first <= most <= 1e15, "largest_constant", "a number from initial_constant to 1e15", most)
-        if self.abort_early is not None:
-            require_count(self.abort_early, "abort_early")
+        require(first <= most, "largest_constant", "a number from initial_constant to 1e15", most)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         best = _Best(x, self.confidence, self.only_confident, budget if budget.eps < math.inf and decides(model) else Budget("l2", 0.0))

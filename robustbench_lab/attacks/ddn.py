@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import GradientAttack
-from robustbench_lab.knobs import is_number, require, require_count, require_positive
+from robustbench_lab.knobs import Count, Positive, above, below
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -38,18 +38,10 @@ class DDN(GradientAttack):
     norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
-    steps: int
-    gamma: float
-    initial_norm: float
-    levels: int | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_count(self.steps, "steps")
-        require(is_number(self.gamma) and 0 < self.gamma < 1, "gamma", "a number in (0, 1)", self.gamma)
-        require_positive(self.initial_norm, "initial_norm")
-        if self.levels is not None:
-            require_count(self.levels, "levels")
+    steps: Count
+    gamma: Annotated[float, above(0), below(1)]
+    initial_norm: Positive
+    levels: Count | None
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         y, loss, nearest, original = self.labels_for(model, x, y), self.loss_of(model), Nearest(x, budget, decides(model)), x

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, is_wrong, rows
 from robustbench_lab.attacks.gradients import rivals
-from robustbench_lab.knobs import require, require_count, require_not_negative
+from robustbench_lab.knobs import Count, NotNegative, at_least
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -41,19 +41,10 @@ class DeepFool(Attack):
 
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
-    steps: int
-    candidates: int
-    overshoot: float
-    labels: str
-
-    def __post_init__(self) -> None:
-        require_count(self.steps, "steps")
-        require(
-            isinstance(self.candidates, int) and not isinstance(self.candidates, bool) and self.candidates >= 2,
-            "candidates", "a whole number >= 2: the image's own class and another", self.candidates,
-        )  # fmt: skip
-        require_not_negative(self.overshoot, "overshoot")
-        require(self.labels in ("ground_truth", "predicted"), "labels", "ground_truth or predicted", self.labels)
+    steps: Count
+    candidates: Annotated[int, at_least(2), "the image's own class and another"]
+    overshoot: NotNegative
+    labels: Literal["ground_truth", "predicted"]
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         result, original, box = x.clone(), x, Budget(budget.norm, math.inf)

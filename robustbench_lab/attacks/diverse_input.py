@@ -10,15 +10,15 @@ Limits: made to transfer. Below 15 pixels a side the published scale, 1.1, leave
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.mim import MIM
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import is_number, require, require_flag
+from robustbench_lab.knobs import Share, above, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import per_image
 
@@ -34,15 +34,12 @@ class DiverseInput(MIM):
     keep: last only; what the network says of a transformed image is no verdict on the iterate.
     """
 
-    probability: float
-    scale: float
+    probability: Share
+    scale: Annotated[float, above(1), "such as 330/299"]
     resize_back: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(is_number(self.probability) and 0 <= self.probability <= 1, "probability", "a number from 0 to 1", self.probability)
-        require(is_number(self.scale) and 1 < self.scale < math.inf, "scale", "a finite number > 1, such as 330/299", self.scale)
-        require_flag(self.resize_back, "resize_back")
         require(self.keep == "last", "keep", "last, for a transformed image gives no verdict on the iterate", self.keep)
 
     def view(self, model: nn.Module, rng: ImageRandom) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.linalg import vecdot
 from robustbench_lab.attacks.apgd import away, in_turn, split
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import logit_gradients, rivals
-from robustbench_lab.knobs import is_number, require, require_count
+from robustbench_lab.knobs import Count, PositiveShare, Share, at_least
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -78,22 +78,13 @@ class FAB(Attack):
 
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
-    steps: int
-    restarts: int
-    targets: int | None
-    alpha_max: float
-    eta: float
-    beta: float
-    searches: int
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "restarts", "searches"):
-            require_count(getattr(self, key), key)
-        if self.targets is not None:
-            require_count(self.targets, "targets")
-        require(is_number(self.alpha_max) and 0 <= self.alpha_max <= 1, "alpha_max", "a number from 0 to 1", self.alpha_max)
-        require(is_number(self.eta) and 1 <= self.eta < math.inf, "eta", "a number >= 1", self.eta)
-        require(is_number(self.beta) and 0 < self.beta <= 1, "beta", "a number in (0, 1]", self.beta)
+    steps: Count
+    restarts: Count
+    targets: Count | None
+    alpha_max: Share
+    eta: Annotated[float, at_least(1)]
+    beta: PositiveShare
+    searches: Count
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         with torch.no_grad():
@@ -164,7 +155,11 @@ class FAB(Attack):
         return Budget(norm, math.inf).project(ahead.view_as(x), x)
 
     def _on_the_line(self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor, x_adv: Tensor) -> Tensor:
-        """Misclassified points between x and x_adv, nearer to x, by the rule of false position; clean [B, K]: the logits at x."""
+        """Misclassified points between x and x_adv, nearer to x, by the rule of false position; clean [B, K]: the logits at x.
+
+        It aims half a margin beyond the margin: where the model is linear it would else land on the margin itself, and rounding would
+        decide whether that point counts.
+        """
         handicap = ROUNDING * clean.abs().amax(dim=1, keepdim=True)
         inner, outer = x, x_adv
         with torch.no_grad():
@@ -172,7 +167,7 @@ class FAB(Attack):
             for _ in range(self.searches):
                 pair = torch.stack([y, outer_logits.argmax(dim=1)], dim=1)
                 behind, ahead = -inner_logits.gather(1, pair).diff(dim=1)[:, 0], outer_logits.gather(1, pair).diff(dim=1)[:, 0]
-                share = (behind / (behind + ahead).clamp(min=1e-10)).clamp(0, 1)
+                share = ((behind + handicap[:, 0] / 2) / (behind + ahead).clamp(min=1e-10)).clamp(0, 1)
                 middle = inner + per_image(share, x) * (outer - inner)
                 logits = model(middle).scatter_add(1, y[:, None], handicap)
                 wrong = is_wrong(logits, y)[:, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustbench_lab.attacks.base import decides, is_wrong, rows
 from robustbench_lab.attacks.ddn import Nearest, cosine
 from robustbench_lab.attacks.gradients import GradientAttack
-from robustbench_lab.knobs import is_number, require, require_count, require_positive
+from robustbench_lab.knobs import Count, Positive, at_least, below, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -41,19 +41,16 @@ class FMN(GradientAttack):
 
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
-    steps: int
-    max_step_size: float
-    min_step_size: float
-    gamma: float
+    steps: Count
+    max_step_size: Positive
+    min_step_size: Positive
+    gamma: Annotated[float, at_least(LAST_GAMMA), below(1)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.loss in ("margin", "dlr"), "loss", "margin or dlr, losses that are zero on the boundary", self.loss)
-        require_count(self.steps, "steps")
         most, least = self.max_step_size, self.min_step_size
-        require_positive(most, "max_step_size")
-        require(is_number(least) and 0 < least <= most, "min_step_size", "a number > 0, at most max_step_size", least)
-        require(is_number(self.gamma) and LAST_GAMMA <= self.gamma < 1, "gamma", f"a number in [{LAST_GAMMA}, 1)", self.gamma)
+        require(least <= most, "min_step_size", "a number > 0, at most max_step_size", least)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         y, loss, nearest, original = self.labels_for(model, x, y), self.loss_of(model), Nearest(x, budget, decides(model)), x

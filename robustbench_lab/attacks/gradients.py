@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, Loss, own_loss, passes_of
-from robustbench_lab.knobs import require, require_count, require_positive
+from robustbench_lab.knobs import Count, one_of, require
 from robustbench_lab.models.defended import cross_entropy
 
 
@@ -82,15 +83,9 @@ class GradientAttack(Attack):
     eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
     """
 
-    loss: str | Loss
-    labels: str
-    eot_samples: int
-
-    def __post_init__(self) -> None:
-        known = (*LOSSES, "own")
-        require(callable(self.loss) or self.loss in known, "loss", f"one of {', '.join(known)}", self.loss)
-        require(self.labels in ("ground_truth", "predicted"), "labels", "ground_truth or predicted", self.labels)
-        require_count(self.eot_samples, "eot_samples")
+    loss: Annotated[str, one_of((*LOSSES, "own"))] | Loss
+    labels: Literal["ground_truth", "predicted"]
+    eot_samples: Count
 
     def loss_of(self, model: nn.Module) -> Loss:
         if callable(self.loss):
@@ -118,9 +113,7 @@ class GradientAttack(Attack):
         return total_gradient / len(passes), total_value / len(passes), total_logits / len(passes)
 
 
-def require_step_size(step_size: object, relative_step_size: object) -> None:
-    """One of the two is a finite number > 0, the other null."""
-    given = {key: size for key, size in (("step_size", step_size), ("relative_step_size", relative_step_size)) if size is not None}
-    require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", list(given.values()))
-    for key, size in given.items():
-        require_positive(size, key, ", such as 2/255")
+def require_step_size(step_size: float | None, relative_step_size: float | None) -> None:
+    """One of the two is null."""
+    given = [size for size in (step_size, relative_step_size) if size is not None]
+    require(len(given) == 1, "step_size", "either step_size or relative_step_size, the other null", given)

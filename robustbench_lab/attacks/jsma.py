@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, rows
 from robustbench_lab.attacks.gradients import rivals
-from robustbench_lab.knobs import is_number, require, require_flag
+from robustbench_lab.knobs import PositiveShare, at_least, at_most, one_of
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -44,21 +44,12 @@ class JSMA(Attack):
     norms: ClassVar[tuple[str, ...]] = ("l0", "linf", "l2")
     needs_finite_ball: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
-    theta: float
-    direction: str
+    theta: Annotated[float, at_least(1e-3), at_most(1)]  # much smaller steps would be lost in float32, and with them the search's end
+    direction: Annotated[str, one_of(DIRECTIONS)]
     revisit: bool
-    gamma: float
+    gamma: PositiveShare
     pairs: bool
-    targets: str
-
-    def __post_init__(self) -> None:
-        # Much smaller steps would be lost in float32, and with them the end of the search.
-        require(is_number(self.theta) and 1e-3 <= self.theta <= 1, "theta", "a number from 0.001 to 1", self.theta)
-        require(self.direction in DIRECTIONS, "direction", f"one of {', '.join(DIRECTIONS)}", self.direction)
-        require_flag(self.revisit, "revisit")
-        require(is_number(self.gamma) and 0 < self.gamma <= 1, "gamma", "a share of the features, 0 < gamma <= 1", self.gamma)
-        require_flag(self.pairs, "pairs")
-        require(self.targets in TARGETS, "targets", f"one of {', '.join(TARGETS)}", self.targets)
+    targets: Annotated[str, one_of(TARGETS)]
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         limits = budget if budget.norm == "linf" else Budget(budget.norm, math.inf)  # what bounds each feature by itself

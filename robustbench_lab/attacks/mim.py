@@ -9,13 +9,14 @@ Limits: made to transfer. Momentum carries an image past the boundary's bends; o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import GradientAttack, require_step_size
-from robustbench_lab.knobs import require, require_count, require_not_negative
+from robustbench_lab.knobs import Count, NotNegative, Positive
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -31,18 +32,15 @@ class MIM(GradientAttack):
         Where the model does not decide the verdict (`decides`), first is last.
     """
 
-    steps: int
-    step_size: float | None
-    relative_step_size: float | None
-    decay: float
-    keep: str
+    steps: Count
+    step_size: Annotated[Positive | None, "such as 2/255"]
+    relative_step_size: Annotated[Positive | None, "such as 2/255"]
+    decay: Annotated[NotNegative, "such as 1.0"]
+    keep: Literal["last", "first"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(self.steps, "steps")
         require_step_size(self.step_size, self.relative_step_size)
-        require_not_negative(self.decay, "decay", ", such as 1.0")
-        require(self.keep in ("last", "first"), "keep", "last or first", self.keep)
 
     def view(self, model: nn.Module, rng: ImageRandom) -> nn.Module:
         """What a step differentiates; `rng` belongs to that step."""

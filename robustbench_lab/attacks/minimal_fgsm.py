@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import is_wrong
 from robustbench_lab.attacks.gradients import GradientAttack
-from robustbench_lab.knobs import is_number, require, require_positive
+from robustbench_lab.knobs import Positive, PositiveShare, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -36,15 +36,14 @@ class MinimalFGSM(GradientAttack):
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     needs_finite_ball: ClassVar[bool] = False
-    step: float
-    largest: float
-    version: str
+    minimal_as_published: ClassVar[bool] = True  # its index error keeps it from the smallest
+    step: Positive
+    largest: PositiveShare
+    version: Literal["fixed", "as_published"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self.step, "step")
-        require(is_number(self.largest) and self.step <= self.largest <= 1, "largest", "a number from step to 1", self.largest)
-        require(self.version in ("fixed", "as_published"), "version", "fixed or as_published", self.version)
+        require(self.step <= self.largest, "largest", "a number from step to 1", self.largest)
 
     @property
     def minimal(self) -> bool:  # type: ignore[override]

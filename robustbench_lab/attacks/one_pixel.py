@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import is_number, require, require_count
+from robustbench_lab.knobs import Count, PositiveShare, at_least, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -41,25 +41,19 @@ class OnePixel(Attack):
     needs_finite_ball: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
 
-    pixels: int
-    population: int
-    generations: int
+    pixels: Count
+    population: Annotated[int, at_least(4), "for three members beside the one that they replace"]
+    generations: Count
     differential_weight: float | Sequence[float]
-    parent: str
-    crossover: float
-    colours: str
-    outside: str
+    parent: Literal["random", "best"]
+    crossover: PositiveShare
+    colours: Literal["gaussian", "uniform"]
+    outside: Literal["cut", "redraw"]
 
     def __post_init__(self) -> None:
-        for key in ("pixels", "population", "generations"):
-            require_count(getattr(self, key), key)
-        require(self.population >= 4, "population", "at least 4, for three members beside the one that they replace", self.population)
+        super().__post_init__()
         low, high = self._weights()
         require(0 < low <= high <= 2, "differential_weight", "a number above 0, up to 2, or two rising ones", self.differential_weight)
-        require(self.parent in ("random", "best"), "parent", "random or best", self.parent)
-        require(is_number(self.crossover) and 0 < self.crossover <= 1, "crossover", "a number above 0, up to 1", self.crossover)
-        require(self.colours in ("gaussian", "uniform"), "colours", "gaussian or uniform", self.colours)
-        require(self.outside in ("cut", "redraw"), "outside", "cut or redraw", self.outside)
 
     def check(self, budget: Budget) -> None:
         super().check(budget)
@@ -123,9 +117,8 @@ class OnePixel(Attack):
     def _weights(self) -> tuple[float, float]:
         """The range of F."""
         given = self.differential_weight
-        weights = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
-        valid = len(weights) == 2 and all(is_number(weight) for weight in weights)
-        require(valid, "differential_weight", "a number above 0, up to 2, or two rising ones", given)
+        weights = list(given) if isinstance(given, Sequence) else [given, given]
+        require(len(weights) == 2, "differential_weight", "a number above 0, up to 2, or two rising ones", given)
         return weights[0], weights[1]
 
 

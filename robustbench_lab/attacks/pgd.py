@@ -6,19 +6,17 @@ Limits: a defense that hides gradients can survive it; a step size far from eps 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import decides, is_random, is_wrong, rows
 from robustbench_lab.attacks.gradients import GradientAttack, require_step_size
-from robustbench_lab.knobs import is_number, require, require_count
+from robustbench_lab.knobs import Count, Positive, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
-
-STARTS = ("none", "uniform", "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,31 +35,24 @@ class PGD(GradientAttack):
     A search that comes back to an iterate would go round in circles from there on: its last iterate is known, and it ends.
     """
 
-    steps: int
-    step_size: float | None
-    relative_step_size: float | None
-    random_start: str
+    steps: Count
+    step_size: Annotated[Positive | None, "such as 2/255"]
+    relative_step_size: Annotated[Positive | None, "such as 2/255"]
+    random_start: Literal["none", "uniform", "gaussian"]
     start_scale: float | None
-    restarts: int
-    keep: str
+    restarts: Count
+    keep: Literal["last", "best", "first"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(self.steps, "steps")
-        require_count(self.restarts, "restarts")
         require_step_size(self.step_size, self.relative_step_size)
-        require(self.random_start in STARTS, "random_start", f"one of {', '.join(STARTS)}", self.random_start)
         needs_scale = self.random_start == "gaussian"
-        require(
-            is_number(self.start_scale) and abs(self.start_scale) < math.inf  # type: ignore[arg-type]
-            if needs_scale else self.start_scale is None,
-            "start_scale", "a finite number" if needs_scale else f"null with random_start={self.random_start}", self.start_scale,
-        )  # fmt: skip
+        expected = "a finite number" if needs_scale else f"null with random_start={self.random_start}"
+        require((self.start_scale is not None) == needs_scale, "start_scale", expected, self.start_scale)
         require(
             self.restarts == 1 or self.random_start != "none",
             "restarts", "1 with random_start=none, because all restarts would be equal", self.restarts,
         )  # fmt: skip
-        require(self.keep in ("last", "best", "first"), "keep", "last, best or first", self.keep)
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         y = self.labels_for(model, x, y)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.gradients import GradientAttack
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require_positive
+from robustbench_lab.knobs import Positive
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -25,11 +25,7 @@ class RandomFGSM(GradientAttack):
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)
-    alpha: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self.alpha, "alpha")
+    alpha: Positive
 
     def check(self, budget: Budget) -> None:
         super().check(budget)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, is_wrong, rows
-from robustbench_lab.knobs import require_count
+from robustbench_lab.knobs import Count
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -29,10 +29,7 @@ class RandomSampling(Attack):
     needs_gradients: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
 
-    draws: int
-
-    def __post_init__(self) -> None:
-        require_count(self.draws, "draws")
+    draws: Count
 
     @torch.no_grad()
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, decides, is_random, is_wrong, rows
-from robustbench_lab.knobs import require_count, require_positive
+from robustbench_lab.knobs import Count, Positive
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -40,12 +40,8 @@ class RayS(Attack):
     needs_logits: ClassVar[bool] = False
     minimal: ClassVar[bool] = True
 
-    queries: int
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        require_count(self.queries, "queries")
-        require_positive(self.tolerance, "tolerance", ", such as 1e-3")
+    queries: Count
+    tolerance: Annotated[Positive, "such as 1e-3"]
 
     @torch.no_grad()
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

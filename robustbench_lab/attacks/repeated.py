@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.worst_of import WorstOf
-from robustbench_lab.knobs import require
+from robustbench_lab.knobs import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,10 @@ class Repeated(WorstOf):
 
     separately: ClassVar[bool] = True
     attack: Attack
-    times: int
+    times: Annotated[int, at_least(2), "for one run has no spread"]
     attacks: Mapping[str, Attack] = field(init=False, repr=False)  # the runs, by name
 
     def __post_init__(self) -> None:
-        single = isinstance(self.attack, Attack) and not isinstance(self.attack, WorstOf)
-        require(single, "attack", "one attack, not a list of attacks", self.attack)
-        several = isinstance(self.times, int) and not isinstance(self.times, bool) and self.times >= 2
-        require(several, "times", "a whole number >= 2: one run has no spread", self.times)
+        super().__post_init__()
+        require(not isinstance(self.attack, WorstOf), "attack", "one attack, not a list of attacks", self.attack)
         object.__setattr__(self, "attacks", {f"run_{number}": self.attack for number in range(1, self.times + 1)})

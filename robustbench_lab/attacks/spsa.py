@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import LOSSES
-from robustbench_lab.knobs import is_number, require, require_count, require_positive
+from robustbench_lab.knobs import Count, Positive, PositiveShare, one_of
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -38,18 +38,11 @@ class SPSA(Attack):
 
     needs_gradients: ClassVar[bool] = False
 
-    steps: int
-    samples: int
-    delta: float
-    step_size: float
-    loss: str
-
-    def __post_init__(self) -> None:
-        require_count(self.steps, "steps")
-        require_count(self.samples, "samples")
-        require(is_number(self.delta) and 0 < self.delta <= 1, "delta", "a number > 0, up to 1, such as 0.01", self.delta)
-        require_positive(self.step_size, "step_size", ", such as 0.01")
-        require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}", self.loss)
+    steps: Count
+    samples: Count
+    delta: Annotated[PositiveShare, "such as 0.01"]
+    step_size: Annotated[Positive, "such as 0.01"]
+    loss: Annotated[str, one_of(LOSSES)]
 
     @torch.no_grad()
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
 from robustbench_lab.attacks.gradients import LOSSES
-from robustbench_lab.knobs import is_number, require, require_count
+from robustbench_lab.knobs import Count, PositiveShare, one_of, require
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -43,19 +43,16 @@ class Square(Attack):
 
     needs_gradients: ClassVar[bool] = False
 
-    queries: int
-    p_init: float
-    halve_p_at: Sequence[int]
-    restarts: int
-    loss: str
+    queries: Count
+    p_init: PositiveShare
+    halve_p_at: Sequence[float]
+    restarts: Count
+    loss: Annotated[str, one_of(LOSSES)]
 
     def __post_init__(self) -> None:
-        require_count(self.queries, "queries")
-        require_count(self.restarts, "restarts")
-        require(is_number(self.p_init) and 0 < self.p_init <= 1, "p_init", "a fraction of the pixels, above 0 and up to 1", self.p_init)
-        rising = all(is_number(at) for at in self.halve_p_at) and all(a < b for a, b in pairwise(self.halve_p_at))
+        super().__post_init__()
+        rising = all(a < b for a, b in pairwise(self.halve_p_at))
         require(rising, "halve_p_at", "rising numbers of queries", self.halve_p_at)
-        require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}", self.loss)
 
     @torch.no_grad()
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.gradients import kl_divergence
-from robustbench_lab.knobs import require_count, require_flag, require_positive
+from robustbench_lab.knobs import Count, Positive
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
 
@@ -36,15 +36,9 @@ class VAT(Attack):
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs_labels: ClassVar[bool] = False
-    steps: int
-    xi: float | None
+    steps: Count
+    xi: Annotated[Positive | None, "for the exact product"]
     both_signs: bool
-
-    def __post_init__(self) -> None:
-        require_count(self.steps, "steps")
-        if self.xi is not None:
-            require_positive(self.xi, "xi", ", or null for the exact product")
-        require_flag(self.both_signs, "both_signs")
 
     @property
     def batchwise(self) -> bool:  # type: ignore[override]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.gradients import kl_divergence
-from robustbench_lab.knobs import require_count, require_positive
+from robustbench_lab.knobs import Count, Positive
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -36,14 +36,9 @@ class VATAsPublished(Attack):
     norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs_labels: ClassVar[bool] = False
     batchwise: ClassVar[bool] = True  # xi magnifies the last bits, and those depend on the batch's size
-    steps: int
-    xi: float
-    averaged_over: int
-
-    def __post_init__(self) -> None:
-        require_count(self.steps, "steps")
-        require_positive(self.xi, "xi")
-        require_count(self.averaged_over, "averaged_over")
+    steps: Count
+    xi: Positive
+    averaged_over: Count
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         with torch.no_grad():

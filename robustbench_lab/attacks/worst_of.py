@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, is_wrong
-from robustbench_lab.knobs import require
+from robustbench_lab.knobs import NOT_EMPTY
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget
 
@@ -26,11 +27,7 @@ class WorstOf(Attack):
     It can search the balls that all of them can, and needs what any of them needs.
     """
 
-    attacks: Mapping[str, Attack]
-
-    def __post_init__(self) -> None:
-        sound = isinstance(self.attacks, Mapping) and self.attacks and all(isinstance(attack, Attack) for attack in self.attacks.values())
-        require(bool(sound), "attacks", "at least one attack, as a mapping from names to attacks", self.attacks)
+    attacks: Annotated[Mapping[str, Attack], NOT_EMPTY]
 
     @property
     def norms(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -2,11 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import check_whole
+from robustbench_lab.knobs import NOT_EMPTY, Count, at_least, check
+
+Sizes = Annotated[Sequence[Count], NOT_EMPTY, "such as [32, 16]"]  # of layers
 
 
 class Backbone(nn.Module):
@@ -47,19 +50,11 @@ def global_average_pool() -> nn.Sequential:
     return sequence(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
 
 
-def check_sizes(key: str, sizes: object) -> None:
-    """Raise LabError unless the knob is a list of one or more layer sizes."""
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
-        raise LabError(f"{key}: expected one or more layer sizes, such as [32, 16], got {sizes!r}")
-    for position, size in enumerate(sizes):
-        check_whole(f"{key}[{position}]", size)
-
-
 def check_problem(classes: int, channels: int, image_size: int, smallest: int = 1) -> None:
     """Raise LabError unless there are classes, channels and square images of at least `smallest` pixels a side."""
-    check_whole("dataset.classes", classes, least=2)
-    check_whole("dataset.channels", channels)
-    check_whole("dataset.size", image_size)
+    check("dataset.classes", classes, Annotated[int, at_least(2)])
+    check("dataset.channels", channels, Count)
+    check("dataset.size", image_size, Count)
     if image_size < smallest:
         raise LabError(
             f"dataset.size: this backbone needs images of at least {smallest}x{smallest} pixels, got "

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from robustbench_lab.backbones.base import Backbone, check_problem, sequence
-from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import check_whole
+from robustbench_lab.knobs import Count, check, require
 
 
 class EfficientDefensesCNN(Backbone):
@@ -40,9 +39,8 @@ class EfficientDefensesResNet(Backbone):
 
     def __init__(self, classes: int, channels: int, image_size: int, block_kernel: int) -> None:
         check_problem(classes, channels, image_size, smallest=19)
-        check_whole("backbone.block_kernel", block_kernel)
-        if block_kernel % 2 == 0:
-            raise LabError(f"backbone.block_kernel: expected an odd number (paper 1, code 3), got {block_kernel}")
+        check("backbone.block_kernel", block_kernel, Count)
+        require(block_kernel % 2 == 1, "backbone.block_kernel", "an odd number (paper 1, code 3)", block_kernel)
         last_map = map_size_after_two(image_size) // 3
         super().__init__(
             body=sequence(**first_two_stages(channels, image_size), stage3=IdentityBlock(128, 64, block_kernel)),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from robustbench_lab.backbones.base import Backbone, check_problem, check_sizes, sequence
+from robustbench_lab.backbones.base import Backbone, Sizes, check_problem, sequence
+from robustbench_lab.knobs import check
 
 
 class MLP(Backbone):
@@ -19,7 +20,7 @@ class MLP(Backbone):
 
     def __init__(self, classes: int, channels: int, image_size: int, hidden: Sequence[int]) -> None:
         check_problem(classes, channels, image_size)
-        check_sizes("backbone.hidden", hidden)
+        check("backbone.hidden", hidden, Sizes)
         stages: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         inputs = channels * image_size**2
         for number, units in enumerate(hidden, start=1):

@@ -1,13 +1,13 @@
 """The ResNets that He et al. designed for CIFAR-10."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_lab.backbones.base import Backbone, check_problem, global_average_pool, sequence
-from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import check_whole
+from robustbench_lab.knobs import Positive, at_least, check, require
 
 
 class ResNetV1(Backbone):
@@ -22,11 +22,10 @@ class ResNetV1(Backbone):
 
     def __init__(self, classes: int, channels: int, image_size: int, depth: int, width: float) -> None:
         check_problem(classes, channels, image_size)
-        check_whole("backbone.depth", depth, least=8)
-        if (depth - 2) % 6:
-            raise LabError(f"backbone.depth: expected 6n+2 (8, 14, 20, 32, 44, 56, ...), got {depth}")
-        if isinstance(width, bool) or not isinstance(width, int | float) or width <= 0 or width * 16 % 1 != 0:
-            raise LabError(f"backbone.width: expected a positive multiple of 1/16, such as 1, 1.5 or 2, got {width!r}")
+        check("backbone.depth", depth, Annotated[int, at_least(8)])
+        require((depth - 2) % 6 == 0, "backbone.depth", "6n+2 (8, 14, 20, 32, 44, 56, ...)", depth)
+        check("backbone.width", width, Positive)
+        require(width * 16 % 1 == 0, "backbone.width", "a positive multiple of 1/16, such as 1, 1.5 or 2", width)
         small, medium, large = (int(base * width) for base in (16, 32, 64))
         blocks = (depth - 2) // 6
         super().__init__(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from robustbench_lab.backbones.base import Backbone, check_problem, check_sizes, sequence
+from robustbench_lab.backbones.base import Backbone, Sizes, check_problem, sequence
+from robustbench_lab.knobs import check
 
 
 class SmallCNN(Backbone):
@@ -17,7 +18,7 @@ class SmallCNN(Backbone):
 
     def __init__(self, classes: int, channels: int, image_size: int, widths: Sequence[int]) -> None:
         check_problem(classes, channels, image_size)
-        check_sizes("backbone.widths", widths)
+        check("backbone.widths", widths, Sizes)
         stages: dict[str, nn.Module] = {}
         for number, width in enumerate(widths, start=1):
             stride = 1 if number == 1 else 2

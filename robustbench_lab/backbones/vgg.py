@@ -1,9 +1,11 @@
 """VGG with BatchNorm and a single linear layer, as used on CIFAR-10."""
 
+from typing import Annotated
+
 from torch import nn
 
 from robustbench_lab.backbones.base import Backbone, check_problem, sequence
-from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import check, one_of
 
 # Convolutions in each of the five stages: Simonyan & Zisserman 2015, table 1, columns A, B, D, E.
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -23,8 +25,7 @@ class VGG(Backbone):
 
     def __init__(self, classes: int, channels: int, image_size: int, depth: int) -> None:
         check_problem(classes, channels, image_size, smallest=16)
-        if depth not in CONVOLUTIONS:
-            raise LabError(f"backbone.depth: expected one of {', '.join(map(str, CONVOLUTIONS))}, got {depth!r}")
+        check("backbone.depth", depth, Annotated[int, one_of(CONVOLUTIONS)])
         stages: dict[str, nn.Module] = {}
         for number, (convolutions, width) in enumerate(zip(CONVOLUTIONS[depth], WIDTHS, strict=True), start=1):
             layers: dict[str, nn.Module] = {} if number == 1 else {"pool": nn.MaxPool2d(2)}

@@ -1,15 +1,14 @@
 """What a dataset is: a config that reads its images, and the sets of images that training and evaluation consume.
 
-Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model, and
-`mean` and `std` are carried only for it.
+Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation is the first layer of the model. Which
+one it is, stands in the dataset's config (`normalise`) and is none of this class's business.
 """
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Count, Knobs, Seed, at_least, require
 
 Split = Literal["train", "test"]
 
@@ -146,42 +146,27 @@ class StreamedImageSet(ImageSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset(ABC):
+class Dataset(Knobs, ABC):
     """A classification dataset with a training and a test split: what it is, and how to read it.
 
-    Images are [channels, size, size]; `mean` and `std` are per channel, in units of the pixel range [0, 1].
+    Images are [channels, size, size].
     `train_size` and `test_size` keep a class-balanced subset of a split, fixed by `subset_seed`; null keeps everything.
-    Errors: LabError naming `dataset.<key>` for a knob that cannot be right.
+    Errors: LabError naming the key of a knob that cannot be right.
     """
 
     name: ClassVar[str]
 
-    classes: int
-    channels: int
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    train_size: int | None
-    test_size: int | None
-    subset_seed: int
+    classes: Annotated[int, at_least(2)]
+    channels: Count
+    size: Count
+    train_size: Count | None
+    test_size: Count | None
+    subset_seed: Seed
 
     def __post_init__(self) -> None:
-        check_knob(_is_count(self.classes) and self.classes >= 2, "classes", "an integer of 2 or more", self.classes)
-        for key in ("channels", "size"):
-            check_knob(_is_count(getattr(self, key)), key, "a positive integer", getattr(self, key))
-        for key in ("mean", "std"):
-            values = getattr(self, key)
-            numeric = isinstance(values, Sequence) and all(is_number(value) for value in values)
-            expected = f"{self.channels} finite numbers, as dataset.channels says"
-            check_knob(numeric and len(values) == self.channels, key, expected, values)
-            object.__setattr__(self, key, tuple(float(value) for value in values))
-        check_knob(min(self.std) > 0, "std", "positive", self.std)
-        for key in ("train_size", "test_size"):
-            value = getattr(self, key)
-            check_knob(value is None or _is_count(value), key, "a positive integer or null", value)
+        super().__post_init__()
         enough = self.train_size is None or self.train_size >= self.classes
-        check_knob(enough, "train_size", f"at least dataset.classes={self.classes}, one image a class", self.train_size)
-        check_seed(self.subset_seed, "subset_seed")
+        require(enough, "train_size", f"at least dataset.classes={self.classes}, one image a class", self.train_size)
 
     def load(self, split: Split, *, root: Path, download: bool, workers: int) -> ImageSet:
         """Reads one split, or its fixed subset, and checks it against this config.
@@ -231,27 +216,6 @@ def balanced_subset(labels: Tensor, n: int, *, classes: int, seed: int) -> Tenso
     # One image of every class in each turn, classes in a random order: any prefix of this order is balanced.
     order = np.lexsort((rng.permutation(classes)[label[by_class]], turn))
     return torch.from_numpy(np.sort(by_class[order[:n]]))
-
-
-def check_knob(valid: bool, key: str, expected: str, came: object) -> None:
-    """Errors: LabError naming `dataset.<key>` unless `valid`."""
-    if not valid:
-        raise LabError(f"dataset.{key} must be {expected}, not {came!r}")
-
-
-def check_seed(value: object, key: str) -> None:
-    """Errors: LabError unless `value` is a seed that numpy takes."""
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
-    check_knob(valid, key, "an integer from 0 to 2**32 - 1", value)
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a finite number (and not a boolean)."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(np.isfinite(float(value)))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_labels_and_ids(n: int, labels: Tensor, ids: Tensor) -> None:

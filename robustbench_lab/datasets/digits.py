@@ -6,12 +6,14 @@ Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits" (U
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 
-from robustbench_lab.datasets.base import Dataset, ImageSet, Split, check_knob, check_seed, is_number
+from robustbench_lab.datasets.base import Dataset, ImageSet, Split
+from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Seed, above, below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +26,8 @@ class Digits(Dataset):
 
     name: ClassVar[str] = "digits"
 
-    split_seed: int
-    test_fraction: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_seed(self.split_seed, "split_seed")
-        between = is_number(self.test_fraction) and 0 < self.test_fraction < 1
-        check_knob(between, "test_fraction", "between 0 and 1", self.test_fraction)
+    split_seed: Seed
+    test_fraction: Annotated[float, above(0), below(1)]
 
     def _read(self, split: Split, root: Path, *, download: bool, workers: int) -> ImageSet:
         from sklearn.datasets import load_digits
@@ -50,6 +46,6 @@ class Digits(Dataset):
                 np.arange(len(labels)), test_size=self.test_fraction, stratify=labels, random_state=self.split_seed
             )
         except ValueError as error:  # fewer images on one side than there are classes
-            check_knob(False, "test_fraction", f"such that both splits hold every class ({error})", self.test_fraction)
-            raise
+            expected = f"a share with which both splits hold every class ({error})"
+            raise LabError(f"dataset.test_fraction: expected {expected}, got {self.test_fraction}") from error
         return np.sort(train if split == "train" else test)

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_lab.datasets.base import Dataset, ImageSet, Split, StreamedImageSet, check_knob
+from robustbench_lab.datasets.base import Dataset, ImageSet, Split, StreamedImageSet
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Bound, Count, at_least, one_of, require
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -29,18 +30,14 @@ class ImageFolder(Dataset):
 
     name: ClassVar[str] = "image_folder"
 
-    path: str
-    resize: int
-    in_memory_limit: int
+    channels: Annotated[int, one_of((1, 3)), "grey or colour"]
+    path: Annotated[str, Bound("that names a folder", bool)]
+    resize: Count
+    in_memory_limit: Annotated[int, at_least(0)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_knob(isinstance(self.path, str) and self.path != "", "path", "a folder", self.path)
-        check_knob(self.channels in (1, 3), "channels", "1 (grey) or 3 (colour)", self.channels)
-        is_int = isinstance(self.resize, int) and not isinstance(self.resize, bool)
-        check_knob(is_int and self.resize >= self.size, "resize", f"at least dataset.size={self.size}", self.resize)
-        limit = self.in_memory_limit
-        check_knob(isinstance(limit, int) and limit >= 0, "in_memory_limit", "a number of bytes", limit)
+        require(self.resize >= self.size, "resize", f"at least dataset.size={self.size}", self.resize)
 
     def load(self, split: Split, *, root: Path, download: bool, workers: int) -> ImageSet:
         images = super().load(split, root=root, download=download, workers=workers)  # a subset is taken before decoding

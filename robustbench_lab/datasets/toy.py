@@ -6,12 +6,13 @@ Source: `sklearn.datasets.make_circles` and `make_moons`.
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 
-from robustbench_lab.datasets.base import Dataset, ImageSet, Split, check_knob, check_seed, is_number
+from robustbench_lab.datasets.base import Dataset, ImageSet, Split
+from robustbench_lab.knobs import NotNegative, ShareBelowOne, at_least, below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +28,9 @@ class Plane(Dataset):
     centre: ClassVar[tuple[float, float]]
     reach: ClassVar[float]
 
-    samples: int
-    noise: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        is_int = isinstance(self.samples, int) and not isinstance(self.samples, bool)
-        check_knob(is_int and self.samples >= 2, "samples", "an integer of 2 or more", self.samples)
-        check_knob(is_number(self.noise) and self.noise >= 0, "noise", "a number of 0 or more", self.noise)
-        check_seed(self.seed, "seed")
-        check_knob(self.seed < 2**31, "seed", "below 2**31", self.seed)
+    samples: Annotated[int, at_least(2)]
+    noise: NotNegative
+    seed: Annotated[int, at_least(0), below(2**31)]
 
     def _read(self, split: Split, root: Path, *, download: bool, workers: int) -> ImageSet:
         points, labels = self._draw(2 * self.seed + (split == "test"))
@@ -61,11 +54,7 @@ class Circles(Plane):
     centre: ClassVar[tuple[float, float]] = (0.0, 0.0)
     reach: ClassVar[float] = 1.5
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_knob(is_number(self.factor) and 0 <= self.factor < 1, "factor", "from 0 to below 1", self.factor)
+    factor: ShareBelowOne
 
     def _draw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import make_circles

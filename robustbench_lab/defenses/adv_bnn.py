@@ -11,16 +11,18 @@ Limits: an attacker who averages no draws sees noisy gradients and finds less; j
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require, require_count, require_not_negative, require_positive
+from robustbench_lab.knobs import Count, NotNegative, Positive, one_of
 from robustbench_lab.models.defended import Defended, cross_entropy
 from robustbench_lab.models.noise import NoiseLayer
 
@@ -83,20 +85,11 @@ class AdversarialBayesianNetwork(AdversarialDefense):
     passes: draws that a prediction averages (log of the mean of the probabilities). Training and its search take one draw at a time.
     """
 
-    prior_sigma: float
-    initial_sigma: float
-    kl_weight: float
-    kl: str
-    passes: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("prior_sigma", "initial_sigma"):
-            value = getattr(self, key)
-            require_positive(value, key)
-        require_not_negative(self.kl_weight, "kl_weight")
-        require(self.kl in KL, "kl", f"one of {', '.join(KL)}", self.kl)
-        require_count(self.passes, "passes")
+    prior_sigma: Positive
+    initial_sigma: Positive
+    kl_weight: NotNegative
+    kl: Annotated[str, one_of(KL)]
+    passes: Count
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -105,8 +98,7 @@ class AdversarialBayesianNetwork(AdversarialDefense):
         model.register_buffer("train_images", torch.ones((), dtype=torch.int64))  # N; `prepare` counts them
         return model
 
-    def prepare(self, model: Defended, train_data: object) -> None:
-        assert isinstance(train_data, Sized)
+    def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
         model.get_buffer("train_images").fill_(len(train_data))
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:

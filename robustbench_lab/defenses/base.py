@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.knobs import require, require_count, require_epoch, require_flag, require_not_negative
+from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Count, Epoch, Knobs, NotNegative, require
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
@@ -24,7 +25,7 @@ class Batch:
 
     x [B, C, H, W] in [0, 1], augmented; y int64 [B]; ids int64 [B] in the training split; copy int64 [B], which visit of the epoch this is
     to each image (0 unless the defense has `copies` > 1); epoch from 0; rng, tied to image, copy and epoch; fixed_rng, tied to image and
-    copy: the same in every epoch; source: of a `Taught` defense, the run that it learns from, in eval mode, parameters without gradients.
+    copy: the same in every epoch; teacher: of a `Taught` defense, the run that it learns from, in eval mode, parameters without gradients.
     """
 
     x: Tensor
@@ -34,7 +35,7 @@ class Batch:
     epoch: int
     rng: ImageRandom
     fixed_rng: ImageRandom
-    source: nn.Module | None = None
+    teacher: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Player:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense:
+class Defense(Knobs):
     """A training method, by hooks; without any it is standard training.
 
     A defense object holds no learned state: whatever it learns are buffers or parameters of the model.
@@ -69,13 +70,16 @@ class Defense:
         """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call."""
         return Defended(make_net())
 
-    def prepare(self, model: Defended, train_data: object) -> None:
-        """Once, before step 0, and not again after a resume: what it learns from the data goes into the model's buffers."""
+    def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
+        """Once, before step 0, and not again after a resume: what it takes from data and teacher goes into the model's weights and buffers.
 
-    def extra_images(self, source: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
+        teacher: as in Batch.
+        """
+
+    def extra_images(self, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
         """At each start, before the first step: images that training has beside its own, the same at every start; None for none.
 
-        source: as in Batch. Their ids belong to them alone: not to the training images, not to each other.
+        teacher: as in Batch. Their ids belong to them alone: not to the training images, not to each other.
         """
         return None
 
@@ -112,15 +116,10 @@ class NoisyCopies(Defense, ABC):
     clip: cut the noisy copies to [0, 1].
     """
 
-    noisy_copies: int
+    noisy_copies: Count
     include_clean: bool
     resample_each_epoch: bool
     clip: bool
-
-    def __post_init__(self) -> None:
-        require_count(self.noisy_copies, "noisy_copies")
-        for key in ("include_clean", "resample_each_epoch", "clip"):
-            require_flag(getattr(self, key), key)
 
     @abstractmethod
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
@@ -141,12 +140,13 @@ class NoisyCopies(Defense, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Taught(Defense):
-    """A defense that learns from another finished run: that of the same images, network, recipe and seed, trained by `source`.
+    """A defense that learns from another finished run, its teacher.
 
-    What it learns stands in `extra_images`, or in a loss that looks at `batch.source`.
+    teacher: the words in which that run differs from this one, such as [defense=standard]: what they do not name, images, network, recipe
+    and seed, is the same. What is learned stands in `prepare`, in `extra_images`, or in a loss that looks at `batch.teacher`.
     """
 
-    source: Defense
+    teacher: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +157,7 @@ class AdversarialDefense(Defense):
     budget: Budget
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.attack.check(self.budget)
 
     def adversarial(self, model: Defended, x: Tensor, y: Tensor, rng: ImageRandom) -> Tensor:
@@ -173,15 +174,9 @@ class MixedDefense(AdversarialDefense):
     predictions is a knob of the attack. Both passes run in train mode, clean first.
     """
 
-    clean_weight: float
-    adversarial_weight: float
-    start_epoch: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative(self.clean_weight, "clean_weight")
-        require_not_negative(self.adversarial_weight, "adversarial_weight")
-        require_epoch(self.start_epoch, "start_epoch")
+    clean_weight: NotNegative
+    adversarial_weight: NotNegative
+    start_epoch: Epoch
 
     def check_epochs(self, epochs: int) -> None:
         if self.adversarial_weight:
@@ -203,6 +198,15 @@ class MixedDefense(AdversarialDefense):
 
     def players(self, model: Defended) -> list[Player]:
         return [Player("model", model.parameters(), self.terms)]
+
+
+def begin_from(teacher: nn.Module | None, model: Defended) -> None:
+    """Copy the teacher's weights and buffers into the model. Raises LabError, naming what does not fit, for another network."""
+    assert teacher is not None, "a Taught defense is given the run that it names"
+    try:
+        model.load_state_dict(teacher.state_dict())
+    except RuntimeError as error:
+        raise LabError(f"defense.teacher: expected a run of the same network, to begin from its weights; {error}") from error
 
 
 def require_begun(start_epoch: int, epochs: int, key: str, what: str) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.defenses.base import Batch, Defense, Taught
-from robustbench_lab.knobs import require_positive
+from robustbench_lab.knobs import Positive
 from robustbench_lab.models.defended import Defended, cross_entropy
 
 
@@ -22,10 +22,7 @@ from robustbench_lab.models.defended import Defended, cross_entropy
 class Tempered(Defense):
     """Cross-entropy of the logits over `temperature`: the teacher of a distillation."""
 
-    temperature: float
-
-    def __post_init__(self) -> None:
-        require_positive(self.temperature, "temperature")
+    temperature: Positive
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         return cross_entropy(model(batch.x) / self.temperature, batch.y).mean()
@@ -33,15 +30,12 @@ class Tempered(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Taught):
-    """Cross-entropy between the source's probabilities and the model's, both at `temperature`."""
+    """Cross-entropy between the teacher's probabilities and the model's, both at `temperature`."""
 
-    temperature: float
-
-    def __post_init__(self) -> None:
-        require_positive(self.temperature, "temperature")
+    temperature: Positive
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
-        assert batch.source is not None, "a Taught defense is given the run that it names"
+        assert batch.teacher is not None, "a Taught defense is given the run that it names"
         with torch.no_grad():
-            soft = F.softmax(batch.source(batch.x) / self.temperature, dim=1)
+            soft = F.softmax(batch.teacher(batch.x) / self.temperature, dim=1)
         return F.cross_entropy(model(batch.x) / self.temperature, soft)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require, require_positive
+from robustbench_lab.knobs import Positive, one_of
 from robustbench_lab.models.defended import Defended
 
 NEGATIVES = ("sum", "mean", "hardest")
@@ -70,16 +71,10 @@ class FeatureMatching(MixedDefense):
     embedding_std: standard deviation of the embeddings' initial values (not stated in the paper).
     """
 
-    alpha_scale: float
-    beta_scale: float
-    negatives: str
-    embedding_std: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("alpha_scale", "beta_scale", "embedding_std"):
-            require_positive(getattr(self, key), key)
-        require(self.negatives in NEGATIVES, "negatives", f"one of {', '.join(NEGATIVES)}", self.negatives)
+    alpha_scale: Positive
+    beta_scale: Positive
+    negatives: Annotated[str, one_of(NEGATIVES)]
+    embedding_std: Positive
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()

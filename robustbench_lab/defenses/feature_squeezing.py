@@ -12,36 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_lab.defenses.base import Defense
-from robustbench_lab.knobs import require_bit_depth
-from robustbench_lab.models.defended import Defended, Front
-from robustbench_lab.transforms.bit_depth import reduce_bit_depth
-
-
-class BitDepth(Front):
-    """Images in 2^bits levels per channel; its gradient is the identity's."""
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-
-    def transform(self, x: Tensor) -> Tensor:
-        return reduce_bit_depth(x, self.bits)
-
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+from robustbench_lab.fronts.bit_depth import BitDepth
+from robustbench_lab.knobs import Bits
+from robustbench_lab.models.defended import Defended
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSqueezing(Defense):
     """Standard training of a network behind a fixed front that keeps `bit_depth` bits of each pixel, 1 to 8."""
 
-    bit_depth: int
-
-    def __post_init__(self) -> None:
-        require_bit_depth(self.bit_depth, "bit_depth")
+    bit_depth: Bits
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         return Defended(make_net(), [BitDepth(self.bit_depth)])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from robustbench_lab.defenses.base import Defense, NoisyCopies
-from robustbench_lab.knobs import require_positive
+from robustbench_lab.knobs import Positive
 from robustbench_lab.models.defended import Defended, replace_modules
 from robustbench_lab.randomness import ImageRandom
 
@@ -22,11 +22,7 @@ from robustbench_lab.randomness import ImageRandom
 class BoundedActivations(Defense):
     """Standard training of a network whose ReLUs are cut off at `bound`; null leaves them as they are."""
 
-    bound: float | None
-
-    def __post_init__(self) -> None:
-        if self.bound is not None:
-            require_positive(self.bound, "bound", ", or null")
+    bound: Positive | None
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -43,12 +39,7 @@ class GaussianAugmentation(BoundedActivations, NoisyCopies):
     sigma: standard deviation of the noise, as a fraction of the pixel range. The other knobs: `NoisyCopies`, `BoundedActivations`.
     """
 
-    sigma: float
-
-    def __post_init__(self) -> None:
-        BoundedActivations.__post_init__(self)
-        NoisyCopies.__post_init__(self)
-        require_positive(self.sigma, "sigma")
+    sigma: Positive
 
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
         return self.sigma * rng.fold("gda").normal(*shape)

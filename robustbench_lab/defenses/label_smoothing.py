@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.knobs import is_number, require
+from robustbench_lab.knobs import PositiveShare
 from robustbench_lab.models.defended import Defended
 
 
@@ -27,10 +27,7 @@ def smoothed(y: Tensor, classes: int, true_weight: float) -> Tensor:
 class LabelSmoothing(Defense):
     """Cross-entropy against smoothed labels; true_weight lies in (0, 1]."""
 
-    true_weight: float
-
-    def __post_init__(self) -> None:
-        require(is_number(self.true_weight) and 0 < self.true_weight <= 1, "true_weight", "a number in (0, 1]", self.true_weight)
+    true_weight: PositiveShare
 
     def loss(self, model: Defended, batch: Batch) -> Tensor:
         logits = model(batch.x)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun
-from robustbench_lab.knobs import require, require_count, require_epoch, require_flag, require_positive
+from robustbench_lab.knobs import Count, Epoch, Positive, require
 from robustbench_lab.models.defended import Classifier, Defended, replace_modules
 from robustbench_lab.models.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
 
@@ -65,22 +65,16 @@ class Learn2Perturb(MixedDefense):
     image_size: H and W of the images, which the maps' sizes follow from.
     """
 
-    sigma: float
-    smallest_sigma: float
-    gamma: float
+    sigma: Positive
+    smallest_sigma: Positive
+    gamma: Positive
     per_image: bool
-    image_size: int
-    noise_start_epoch: int
+    image_size: Count
+    noise_start_epoch: Epoch
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("sigma", "smallest_sigma", "gamma"):
-            value = getattr(self, key)
-            require_positive(value, key)
         require(self.sigma >= self.smallest_sigma, "sigma", f"at least smallest_sigma, {self.smallest_sigma}", self.sigma)
-        require_flag(self.per_image, "per_image")
-        require_count(self.image_size, "image_size")
-        require_epoch(self.noise_start_epoch, "noise_start_epoch")
 
     def check_epochs(self, epochs: int) -> None:
         super().check_epochs(epochs)

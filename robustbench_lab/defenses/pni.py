@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_lab.defenses.base import MixedDefense, Player
-from robustbench_lab.knobs import require, require_not_negative
-from robustbench_lab.models.defended import Defended, Normalise, replace_modules
+from robustbench_lab.knobs import NOT_EMPTY, NotNegative, one_of, require
+from robustbench_lab.models.defended import Classifier, Defended, replace_modules
 from robustbench_lab.models.noise import NoiseLayer, image_by_image, normal_like, parameter_groups
 from robustbench_lab.threats import per_image
 
@@ -86,18 +87,13 @@ class ParametricNoiseInjection(MixedDefense):
     share: whether a weight's alpha is one per layer, channel or element; elsewhere it is one per layer.
     """
 
-    places: Sequence[str]
-    alpha: float
-    share: str
+    places: Annotated[Sequence[Annotated[str, one_of(PLACES)]], NOT_EMPTY]
+    alpha: NotNegative
+    share: Annotated[str, one_of(SHARES)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        places = self.places
-        valid = isinstance(places, Sequence) and not isinstance(places, str) and len(places) and all(place in PLACES for place in places)
-        require(bool(valid), "places", f"a list of one or more of {', '.join(PLACES)}", places)
-        require_not_negative(self.alpha, "alpha")
-        require(self.share in SHARES, "share", f"one of {', '.join(SHARES)}", self.share)
-        require(self.share == "layer" or "weight" in places, "share", "layer where there is no noise on weights", self.share)
+        require(self.share == "layer" or "weight" in self.places, "share", "layer where there is no noise on weights", self.share)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
@@ -107,7 +103,8 @@ class ParametricNoiseInjection(MixedDefense):
             for kind in (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,):
                 replace_modules(net, kind, lambda layer: NoisyLayer(layer, places, self.alpha, self.share))
         if "image" in self.places:
-            replace_modules(net, Normalise, lambda layer: NoisyLayer(layer, ["output"], self.alpha, "layer"))
+            assert isinstance(net, Classifier)
+            net.normalise = NoisyLayer(net.normalise, ["output"], self.alpha, "layer")
         return Defended(net, stochastic=True)
 
     def players(self, model: Defended) -> list[Player]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.knobs import require_count, require_not_negative
+from robustbench_lab.knobs import Count, NotNegative
 from robustbench_lab.models.defended import Classifier, Defended, cross_entropy, replace_modules
 from robustbench_lab.models.noise import NoiseLayer, normal_like
 
@@ -45,15 +45,9 @@ class RandomSelfEnsemble(Defense):
     passes: draws that a prediction averages (log of the mean of the probabilities). Training takes one.
     """
 
-    sigma_init: float
-    sigma_inner: float
-    passes: int
-
-    def __post_init__(self) -> None:
-        for key in ("sigma_init", "sigma_inner"):
-            value = getattr(self, key)
-            require_not_negative(value, key)
-        require_count(self.passes, "passes")
+    sigma_init: NotNegative
+    sigma_inner: NotNegative
+    passes: Count
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()

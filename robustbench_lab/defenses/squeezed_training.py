@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.knobs import require_bit_depth
+from robustbench_lab.knobs import Bits
 from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 
 
@@ -21,10 +21,7 @@ from robustbench_lab.transforms.bit_depth import reduce_bit_depth
 class SqueezedTraining(Defense):
     """Cross-entropy on images of `bit_depth` bits per channel, 1 to 8."""
 
-    bit_depth: int
-
-    def __post_init__(self) -> None:
-        require_bit_depth(self.bit_depth, "bit_depth")
+    bit_depth: Bits
 
     def augmented(self, batch: Batch) -> Tensor:
         return reduce_bit_depth(batch.x, self.bit_depth)

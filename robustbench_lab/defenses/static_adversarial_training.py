@@ -25,9 +25,9 @@ AT_ONCE = 250  # images attacked at a time
 class StaticAdversarialTraining(Taught, AdversarialDefense):
     """Cross-entropy on the training images and on one adversarial example of each, the same in every epoch."""
 
-    def extra_images(self, source: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet:
-        assert source is not None, "a Taught defense is given the run that it names"
+    def extra_images(self, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet:
+        assert teacher is not None, "a Taught defense is given the run that it names"
         found = []
         for x, y, ids in train_data.batches(torch.arange(len(train_data)), AT_ONCE):
-            found.append(self.attack(source, x, y, self.budget, ImageRandom.of(ids, seed, "static")))
+            found.append(self.attack(teacher, x, y, self.budget, ImageRandom.of(ids, seed, "static")))
         return ImageSet(torch.cat(found), train_data.labels, -1 - train_data.ids)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbench_lab.attacks.gradients import GradientAttack, kl_divergence
 from robustbench_lab.defenses.base import AdversarialDefense, Batch
-from robustbench_lab.knobs import require, require_positive
+from robustbench_lab.knobs import Positive, require
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 
 
@@ -27,11 +27,10 @@ class Trades(AdversarialDefense):
     target is a distribution, and it must start at random.
     """
 
-    beta: float
+    beta: Positive
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self.beta, "beta")
         require(isinstance(self.attack, GradientAttack), "attack", "an attack that climbs a loss, such as pgd", type(self.attack).__name__)
         for key, wanted in (("labels", "ground_truth"), ("random_start", ("uniform", "gaussian"))):
             # At the clean image itself the divergence has no slope: a search that starts there stays there.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustbench_lab.defenses.base import NoisyCopies
-from robustbench_lab.knobs import require_positive
+from robustbench_lab.knobs import Positive
 from robustbench_lab.randomness import ImageRandom
 
 
@@ -23,11 +23,7 @@ class UniformAugmentation(NoisyCopies):
     reach: the noise lies in [-reach, reach], a fraction of the pixel range; its standard deviation is reach / sqrt(3).
     """
 
-    reach: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self.reach, "reach")
+    reach: Positive
 
     def noise(self, rng: ImageRandom, shape: tuple[int, ...]) -> Tensor:
         return rng.fold("uniform").uniform(*shape, low=-self.reach, high=self.reach)

@@ -12,6 +12,7 @@ Not to be mistaken for "VAT" in Efficient Defenses 2017: training on examples th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from robustbench_lab.attacks.gradients import kl_divergence
 from robustbench_lab.attacks.vat import exact_product, finite_difference, power_iteration
 from robustbench_lab.defenses.base import Batch, Defense
-from robustbench_lab.knobs import require_count, require_flag, require_not_negative, require_positive
+from robustbench_lab.knobs import Count, NotNegative, Positive
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 
 
@@ -32,19 +33,11 @@ class VirtualAdversarialTraining(Defense):
     clip: cut x + r to [0, 1].
     """
 
-    weight: float
-    eps: float
-    power_iterations: int
-    xi: float | None
+    weight: NotNegative
+    eps: Annotated[Positive, "an l2 length"]
+    power_iterations: Count
+    xi: Annotated[Positive | None, "for the exact product"]
     clip: bool
-
-    def __post_init__(self) -> None:
-        require_not_negative(self.weight, "weight")
-        require_positive(self.eps, "eps", ", an l2 length")
-        require_count(self.power_iterations, "power_iterations")
-        if self.xi is not None:
-            require_positive(self.xi, "xi", ", or null for the exact product")
-        require_flag(self.clip, "clip")
 
     def moved(self, model: Defended, batch: Batch) -> Tensor:
         """x + r [B, C, H, W], against the current weights in eval mode; leaves no trace in the model."""

@@ -1,59 +1,37 @@
-"""The panel of an evaluation: which one, in which ball, and its figures, made once for a model and a ball."""
+"""From an evaluation's config to the protocol that it asks by, and the names of what it keeps for others."""
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
-
-from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.evaluation.panel import Panel
-from robustbench_lab.models.defended import Defended
+from robustbench_lab.evaluation.keepers.examples import Examples
+from robustbench_lab.evaluation.keepers.plane import Plane
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.settings.build import build
-from robustbench_lab.settings.conf import plain
-from robustbench_lab.settings.identity import Run, fingerprint
-from robustbench_lab.storage.files import SCHEMA, locked, read_json, write_json
-from robustbench_lab.threats import Budget
+from robustbench_lab.settings.identity import Evaluation, fingerprint
 
-log = logging.getLogger("robustbench_lab")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A panel, the ball that it tries, and which of the test images there are."""
-
-    panel: Panel
-    ball: Budget
-    test_size: int | None
-
-    def key(self, digest: str, how: dict[str, Any]) -> str | None:
-        """What names this panel's figures for these weights; None for no panel."""
-        kept = {name: entry for name, entry in how.items() if name != "batch_size"}
-        content = {"panel": repr(self.panel), "ball": repr(self.ball), "digest": digest, "test_size": self.test_size, **kept}
-        return fingerprint(content) if self.panel.images else None
+ALWAYS = (Examples, Plane)  # kept of every evaluation, where there is something to keep
+# Of an evaluation's config, what no attack finds other images by.
+OF_THE_JUDGE = ("threat_model", "metric", "keep", "verdict_draws", "attack_misclassified", "without_noise")
 
 
-def panel_of(cfg: DictConfig) -> Look:
-    """The panel with the evaluation's own ball, or the dataset's usual one where that is unbounded or of l0."""
-    config = plain(cfg, "panel", "budget", "dataset")
-    panel, budget = build(config["panel"], "panel"), build(config["budget"], "budget")
-    if budget.norm == "l0" or not 0 < budget.eps < math.inf:
-        budget = Budget(**config["dataset"]["budget"])
-    if panel.images:
-        panel.check(budget)
-    return Look(panel, budget, config["dataset"].get("test_size"))
+def protocol_of(config: Mapping[str, Any], batch_size: int) -> Protocol:
+    """The protocol of an evaluation's resolved config, with its metrics and keepers. Raises LabError for a wrong knob."""
+    return Protocol(
+        seed=config["attack_seed"],
+        batch_size=batch_size,
+        draws=config["verdict_draws"],
+        eot_samples=config["eot_samples"],
+        precision=config["search_precision"],
+        misclassified=config.get("attack_misclassified", False),
+        measures={name: build(entry, f"metric.{name}") for name, entry in config.get("metric", {}).items()},
+        keepers=[*(keeper() for keeper in ALWAYS), *(build(entry, f"keep.{name}") for name, entry in config.get("keep", {}).items())],
+    )
 
 
-def panel_facts(
-    look: Look, key: str, run: Run, defended: Defended, data: ImageSet, how: dict[str, Any], output_root: Path, force: bool
-) -> dict[str, Any]:
-    """The panel's figures for these weights and this ball: as they were written once, or made now."""
-    path = run.folder(output_root) / "panel" / f"{key}.json"
-    with locked(path.parent, log.info):
-        if force or not path.exists():
-            write_json(path, {"schema": SCHEMA, "run": run.name, **look.panel.run(defended, data, look.ball, **how)})
-        return read_json(path)
+def crafted_name(evaluation: Evaluation, digest: str) -> str:
+    """The name of what the attack finds on the source, weights of this digest: for everything that it depends on."""
+    images = evaluation.run.config["dataset"]  # the attacked run's: the source may have learned from others
+    content = {name: part for name, part in evaluation.config.items() if name not in OF_THE_JUDGE} | {"digest": digest, "dataset": images}
+    return f"{evaluation.choices['attack']}-{fingerprint(content)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,39 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One attack on some images: x [B, C, H, W] in [0, 1], y and ids int64 [B], in a ball, with the images' random numbers; `name` is the
+    attack's among others."""
+
+    name: str
+    attack: Attack
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    budget: Budget
+    rng: ImageRandom
+
+    def of(self, images: Tensor) -> Task:
+        """The same of some of the images: bool [B] or positions."""
+        return replace(self, x=self.x[images], y=self.y[images], ids=self.ids[images], rng=self.rng[images])
+
+
+@dataclass
+class Found:
+    """x_adv [B, C, H, W]; what the judge says of them, `predicted` and `right` as Judge does; images sent forward, sent backward, and found
+    before."""
+
+    x_adv: Tensor
+    predicted: Tensor
+    right: Tensor
+    forward: int
+    backward: int
+    reused: int = 0
+
+
+@dataclass(frozen=True)
 class Search:
-    """One attack on some images: what it sees of the model, and what the judge says of what it found.
+    """What the attacker does: on what it sees of the model, and what the judge says of what it found.
 
     crafted: what was found before on the same view, if that is worth keeping; what is found now is added.
     """
@@ -55,7 +86,8 @@ class Search:
     precision: str
     crafted: Crafted | None = None
 
-    def __post_init__(self) -> None:
+    def attach_fast_copy(self) -> None:
+        """Let the search differentiate a fast copy of the model, where that can be."""
         if isinstance(self.base, Defended) and not self.base.stochastic:
             self.base.attach_fast_copy(self.precision)
 
@@ -64,62 +96,46 @@ class Search:
         """The model behind the view."""
         return self.view.model if isinstance(self.view, Queries) else self.view
 
-    def __call__(
-        self, name: str, attack: Attack, judge: Judge, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int]]:
-        """x_adv [B, C, H, W]; what the judge says of them, as Judge does; images sent forward, sent backward, and found before."""
+    def __call__(self, task: Task, judge: Judge) -> Found:
         decides = self.base is judge.defended and not judge.defended.stochastic
         if self.crafted is not None:
-            x_adv, passes, known = self._looked_up(self.crafted, name, attack, x, y, ids, budget, rng)
-            return x_adv, *judge(x_adv, y, ids), (*passes, known)
+            x_adv, passes, known = self._looked_up(self.crafted, task)
+            return Found(x_adv, *judge(x_adv, task.y, task.ids), *passes, known)
         with frozen(self.base) as target:
-            x_adv, passes = self._searched(target, decides, name, attack, x, y, ids, budget, rng)
-            predicted, right = judge(x_adv, y, ids)
-            doubtful = torch.zeros_like(right, dtype=torch.bool)
+            x_adv, passes = self._searched(target, decides, task)
+            found = Found(x_adv, *judge(x_adv, task.y, task.ids), *passes)
+            doubtful = torch.zeros_like(found.right, dtype=torch.bool)
             if decides:  # what the attack saw broken, in another batch or precision, the judge must see broken
                 with torch.no_grad():
                     logits = target(x_adv)
-                doubtful = (right > 0) & (margin(logits, y) > -DOUBT[self.precision] * logits.abs().amax(dim=1))
+                doubtful = (found.right > 0) & (margin(logits, task.y) > -DOUBT[self.precision] * logits.abs().amax(dim=1))
         if doubtful.any():
+            again = task.of(doubtful)
             with frozen(self.base, fast=False) as target:
                 model = self._seen(target, decides=False)  # to the end: it may not leave on a verdict that the judge does not share
-                x_adv[doubtful] = self._attack(attack, model, x[doubtful], y[doubtful], ids[doubtful], budget, rng[doubtful])
-            predicted[doubtful], right[doubtful] = judge(x_adv[doubtful], y[doubtful], ids[doubtful])
-            passes = passes[0] + model.forward_images, passes[1] + model.backward_images
-        return x_adv, predicted, right, (*passes, 0)
+                found.x_adv[doubtful] = self._attack(model, again)
+            found.predicted[doubtful], found.right[doubtful] = judge(found.x_adv[doubtful], again.y, again.ids)
+            found.forward, found.backward = found.forward + model.forward_images, found.backward + model.backward_images
+        return found
 
-    def _searched(
-        self,
-        target: nn.Module,
-        decides: bool,
-        name: str,
-        attack: Attack,
-        x: Tensor,
-        y: Tensor,
-        ids: Tensor,
-        budget: Budget,
-        rng: ImageRandom,
-    ) -> tuple[Tensor, tuple[int, int]]:
+    def _searched(self, target: nn.Module, decides: bool, task: Task) -> tuple[Tensor, tuple[int, int]]:
         """x_adv, and images sent forward and backward."""
-        with drawn(is_random(self.base), self.seed, "attack", name, int(ids[0])):
+        with drawn(is_random(self.base), self.seed, "attack", task.name, int(task.ids[0])):
             model = self._seen(target, decides)
-            x_adv = self._attack(attack, model, x, y, ids, budget, rng)
+            x_adv = self._attack(model, task)
         return x_adv, (model.forward_images, model.backward_images)
 
-    def _looked_up(
-        self, crafted: Crafted, name: str, attack: Attack, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom
-    ) -> tuple[Tensor, tuple[int, int], int]:
+    def _looked_up(self, crafted: Crafted, task: Task) -> tuple[Tensor, tuple[int, int], int]:
         """As `_searched`, and how many images were found before; only the others are attacked."""
-        places, (made, examples) = crafted.places(ids), crafted.stage(name)
+        places, (made, examples) = crafted.places(task.ids), crafted.stage(task.name)
         new, passes = (~made[places]).nonzero()[:, 0], (0, 0)
         if len(new):
-            here = new.to(x.device)
             with frozen(self.base) as target:
-                found, passes = self._searched(target, False, name, attack, x[here], y[here], ids[here], budget, rng[here])
+                found, passes = self._searched(target, False, task.of(new.to(task.x.device)))
             examples[places[new]], made[places[new]] = found.to("cpu", torch.float32), True
-        x_adv = examples[places].to(x.device, x.dtype)
-        check_images(x_adv, x, budget, f"{type(attack).__name__} (kept in {crafted.path})")
-        return x_adv, passes, len(ids) - len(new)
+        x_adv = examples[places].to(task.x.device, task.x.dtype)
+        check_images(x_adv, task.x, task.budget, f"{type(task.attack).__name__} (kept in {crafted.path})")
+        return x_adv, passes, len(task.ids) - len(new)
 
     def _seen(self, target: nn.Module, decides: bool) -> Counted:
         stochastic = is_random(target)
@@ -132,16 +148,16 @@ class Search:
                 target = Averaged(target, self.eot_samples)
         return Counted(target, decides, stochastic)
 
-    def _attack(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
-        name = type(attack).__name__
+    def _attack(self, model: nn.Module, task: Task) -> Tensor:
+        name = type(task.attack).__name__
         try:
-            x_adv = attack(model, x, y, budget, rng)
+            x_adv = task.attack(model, task.x, task.y, task.budget, task.rng)
         except NotFinite as error:
             if not torch.isfinite(error.x).all():
                 raise LabError(NOT_FINITE.format(name)) from error
-            nearest = torch.cdist(error.x.flatten(1), x.flatten(1)).argmin(dim=1)  # the images that it set out from
-            raise LabError(f"attack {name}: {error}, found on the way from {listed(ids[nearest])}; is the model trained?") from error
-        check_images(x_adv, x, budget, name)
+            nearest = torch.cdist(error.x.flatten(1), task.x.flatten(1)).argmin(dim=1)  # the images that it set out from
+            raise LabError(f"attack {name}: {error}, found on the way from {listed(task.ids[nearest])}; is the model trained?") from error
+        check_images(x_adv, task.x, task.budget, name)
         return x_adv
 
 

@@ -9,8 +9,8 @@ Limits: a model can hide its gradients in ways that none of these sees; no warni
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.loop import evaluate
-from robustbench_lab.knobs import is_number, require
+from robustbench_lab.evaluation.protocol import Protocol
+from robustbench_lab.knobs import Knobs, ShareBelowOne, above, at_least
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen, full_precision
 from robustbench_lab.threats import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(Knobs):
     """What is tried on a model, on a few of its test images, with the attacker seeing everything.
 
     images: how many, spread evenly over the split; 0: no panel. one_step, iterated, longer (iterated, with more steps), margin (iterated,
@@ -34,7 +35,7 @@ class Panel:
     unbounded ball, that are still sound; gap: what the strongest attack may take from the iterated one.
     """
 
-    images: int
+    images: Annotated[int, at_least(0)]
     one_step: Attack
     iterated: Attack
     longer: Attack
@@ -42,20 +43,11 @@ class Panel:
     queries: Attack
     random: Attack
     strongest: Attack | None
-    larger: float
-    tolerance: int
-    zero_gradients: float
-    unbounded: float
-    gap: float
-
-    def __post_init__(self) -> None:
-        for name in ("images", "tolerance"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, name, "a whole number >= 0", value)
-        require(is_number(self.larger) and self.larger > 1, "larger", "a number > 1", self.larger)
-        for name in ("zero_gradients", "unbounded", "gap"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value < 1, name, "a share of the images, 0 <= share < 1", value)
+    larger: Annotated[float, above(1)]
+    tolerance: Annotated[int, at_least(0)]
+    zero_gradients: ShareBelowOne
+    unbounded: ShareBelowOne
+    gap: ShareBelowOne
 
     def check(self, budget: Budget) -> None:
         """Stop if one of the attacks cannot search this ball."""
@@ -67,14 +59,15 @@ class Panel:
                 except LabError as error:
                     raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
 
-    def run(self, defended: Defended, data: ImageSet, budget: Budget, **how: Any) -> dict[str, Any]:
+    def run(self, defended: Defended, data: ImageSet, budget: Budget, protocol: Protocol) -> dict[str, Any]:
         """The figures: what the outputs look like, and which of the panel's images each attack leaves right.
 
-        budget: a finite ball, linf or l2. how: seed, batch_size and what else evaluate() takes.
+        budget: a finite ball, linf or l2. Of the protocol, what says how to ask; nothing else is measured or kept.
         """
         chosen = data.subset(torch.linspace(0, len(data) - 1, min(self.images, len(data))).round().long().unique())
-        facts = outputs(defended, chosen, how["batch_size"])
-        facts["eot_samples"] = how.get("eot_samples", 1) if defended.stochastic else 1
+        asked = replace(protocol, misclassified=False, measures={}, keepers=(), train=None)
+        facts = outputs(defended, chosen, asked.batch_size)
+        facts["eot_samples"] = asked.eot_samples if defended.stochastic else 1
         whole = 1.0 if budget.norm == "linf" else math.prod(chosen.shape) ** 0.5  # no two images are further apart
         attempts = {
             "one_step": (self.one_step, budget.eps),
@@ -91,7 +84,7 @@ class Panel:
         for name, (attack, eps) in attempts.items():
             if attack is not None:
                 try:
-                    outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), **how)
+                    outcome = evaluate(defended, defended, chosen, attack, Budget(budget.norm, eps), asked)
                 except LabError as error:
                     raise LabError(f"panel.{name}: {error}; panel=none leaves the panel out") from error
                 facts["clean_accuracy"] = float(outcome.clean.mean())

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robustbench_lab.evaluation.outcome import Outcome
 from robustbench_lab.evaluation.warnings import warnings_of
-from robustbench_lab.intervals import wilson_interval
+from robustbench_lab.intervals import normal_interval, wilson_interval
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.storage.files import SCHEMA
 from robustbench_lab.storage.provenance import provenance
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """Of the attacked model: its classes, and whether its output is random; eot_samples: passes that the attack averaged for each answer;
+    device: where it ran."""
+
+    classes: int
+    stochastic: bool
+    eot_samples: int
+    device: str
+
+
 def record_of(
-    evaluation: Evaluation,
-    outcome: Outcome,
-    stages: list[str],
-    digests: dict[str, str],
-    classes: int,
-    stochastic: bool,
-    eot_samples: int,
-    device: str,
+    evaluation: Evaluation, outcome: Outcome, stages: list[str], digests: Mapping[str, str], made: Circumstances
 ) -> dict[str, Any]:
-    """The content of record.json; eot_samples: passes that the attack averaged for each answer."""
+    """The content of record.json; stages: the names of the attack's; digests: of the weights of each part, run and source."""
     n, robust = len(outcome.ids), int(outcome.robust.sum())
     attacked = int((~np.isnan(outcome.distance)).sum())
     broken = outcome.distance[(outcome.clean_right > 0) & (outcome.right == 0)]
@@ -47,10 +53,10 @@ def record_of(
         "robust_accuracy": float(outcome.robust.mean()),
         "robust_interval": wilson_interval(robust, n),
         "draws": {"count": evaluation.config["verdict_draws"], "clean_accuracy_mean": float(outcome.clean_right.mean()),
-                  "robust_accuracy_mean": float(outcome.right.mean())} if stochastic else None,
-        **_counted_as_papers_do(evaluation, outcome, stochastic),
+                  "robust_accuracy_mean": float(outcome.right.mean())} if made.stochastic else None,
+        **_counted_as_papers_do(evaluation, outcome, made.stochastic),
         **({"runs": {"accuracies": outcome.runs.mean(axis=1).tolist()}} if len(outcome.runs) else {}),
-        "eot_samples": eot_samples,
+        "eot_samples": made.eot_samples,
         "attacked": attacked,
         "examples_from_before": outcome.reused.tolist(),
         "distance_of_broken": {"norm": evaluation.config["budget"]["norm"], "quantiles_0_25_50_75_100": quantiles,
@@ -65,9 +71,9 @@ def record_of(
             name: _metric(values) for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)
         },
         "seconds": float(outcome.seconds.sum()),
-        **provenance(device),
+        **provenance(made.device),
     }  # fmt: skip
-    record["warnings"] = warnings_of(record, classes, stochastic)
+    record["warnings"] = warnings_of(record, made.classes, made.stochastic)
     return record
 
 
@@ -99,8 +105,8 @@ def _metric(values: np.ndarray) -> dict[str, Any]:
     if not len(values):
         return {"mean": None, "interval": None, "n": 0}
     mean = float(values.mean())
-    half = 1.959963984540054 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": mean, "interval": [mean - half, mean + half], "n": len(values)}
+    low, high = normal_interval(mean, float(values.std(ddof=1)), len(values)) if len(values) > 1 else (math.nan, math.nan)
+    return {"mean": mean, "interval": [low, high], "n": len(values)}
 
 
 def about_run(run: Run, digest: str) -> dict[str, Any]:

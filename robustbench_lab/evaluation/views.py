@@ -145,3 +145,14 @@ def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defende
         return defended
     assert source is not None, "the job loads the source that the threat model names"
     return source
+
+
+def silenced(defended: Defended) -> Defended:
+    """The same model, whose noise is off from now on: it answers an image always alike, in one pass.
+
+    Raises LabError if nothing in it is noisy, or some of its noise has no switch.
+    """
+    try:
+        return defended.silenced()
+    except LabError as error:
+        raise LabError(f"without_noise: expected false for a defense without noise, got true; {error}") from error

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from robustbench_lab.devices import device_of
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation.asked import panel_facts, panel_of
+from robustbench_lab.evaluation.look import Look
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import signs
-from robustbench_lab.jobs.evaluate import digest_of, how_of
-from robustbench_lab.settings.conf import current_choices, plain
+from robustbench_lab.settings.conf import current_choices, current_overrides, plain
 from robustbench_lab.settings.identity import run_of
-from robustbench_lab.training.runs import load_run
+from robustbench_lab.training.runs import digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
 
@@ -32,15 +32,21 @@ WORDS = {
 
 
 def main(cfg: DictConfig) -> None:
-    run, output_root = run_of(cfg, current_choices()), Path(cfg.output_root).absolute()
-    look, how = panel_of(cfg), how_of(cfg)
-    key = look.key(digest_of(run, output_root), how)
-    if key is None:
+    run, output_root = run_of(cfg, current_choices(), current_overrides()), Path(cfg.output_root).absolute()
+    protocol = Protocol(
+        seed=cfg.attack_seed,
+        batch_size=cfg.batch_size,
+        draws=cfg.verdict_draws,
+        eot_samples=cfg.eot_samples,
+        precision=cfg.search_precision,
+    )
+    look = Look.of(plain(cfg, "panel", "budget", "dataset"), run, protocol)
+    if look.key(digest_of(run, output_root)) is None:
         raise LabError("panel.images: expected at least 1 for the verb check, got 0; use panel=full or panel=default")
-    where = plain(cfg, "data")["data"]
-    dataset, defended, _ = load_run(run, run.folder(output_root), device_of(cfg.device))
-    data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device_of(cfg.device))
-    facts = panel_facts(look, key, run, defended, data, how, output_root, cfg.force)
+    device = device_of(cfg.device)
+    dataset, defended, _ = load_run(run, output_root, device)
+    data = load_split(dataset, "test", plain(cfg, "data")["data"]).to(device)
+    facts = look.facts(defended, data, protocol, run.at(output_root), bool(cfg.force))
     print(f"{run.name}: {look.ball.norm} {look.ball.eps:.4g}, n = {facts['n']}\n")
     print(f"  {'clean':<24}{100 * facts['clean_accuracy']:7.2f} %")
     for name, accuracy in facts["accuracy"].items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,119 +14,137 @@ from omegaconf import DictConfig
 from torch import nn
 
 from robustbench_lab.attacks.base import Attack, is_random
-from robustbench_lab.attacks.minimal_fgsm import MinimalFGSM
-from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.datasets.base import Dataset, ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation.asked import panel_facts, panel_of
+from robustbench_lab.evaluation.asked import crafted_name, protocol_of
 from robustbench_lab.evaluation.crafted import Crafted
-from robustbench_lab.evaluation.keepers.features import Features
-from robustbench_lab.evaluation.keepers.plane import SHAPE, plane_of
+from robustbench_lab.evaluation.keepers.base import Evaluated
+from robustbench_lab.evaluation.look import Look
 from robustbench_lab.evaluation.loop import evaluate
-from robustbench_lab.evaluation.outcome import Examples, Outcome
-from robustbench_lab.evaluation.record import record_of
-from robustbench_lab.evaluation.views import attacker_view, check_view
-from robustbench_lab.evaluation.warnings import compared, signs, warnings_of
-from robustbench_lab.knobs import require
-from robustbench_lab.metrics.measures import Measure
+from robustbench_lab.evaluation.outcome import Outcome, Store
+from robustbench_lab.evaluation.protocol import Protocol
+from robustbench_lab.evaluation.record import Circumstances, record_of
+from robustbench_lab.evaluation.views import attacker_view, check_view, silenced
+from robustbench_lab.evaluation.warnings import warnings_of
+from robustbench_lab.knobs import Count, check
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.models.noise import noise_layers
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, plain
-from robustbench_lab.settings.identity import Evaluation, Run, evaluation_of, fingerprint, nearest_runs
-from robustbench_lab.storage.files import locked, read_arrays, read_json, write_arrays, write_json
+from robustbench_lab.settings.identity import Evaluation, evaluation_of
+from robustbench_lab.storage.files import read_arrays, write_arrays
+from robustbench_lab.storage.folders import EvaluationFolder
 from robustbench_lab.storage.provenance import commit
-from robustbench_lab.storage.records import (
-    EXAMPLES_FILE,
-    FEATURES_FILE,
-    OUTCOME_FILE,
-    PLANE_FILE,
-    RECORD_FILE,
-    RUN_FILE,
-    leaving_error,
-    read_record,
-)
-from robustbench_lab.threats import Budget
+from robustbench_lab.storage.records import OUTCOME_FILE
+from robustbench_lab.threats import Budget, ThreatModel
 from robustbench_lab.training.batches import split_validation
-from robustbench_lab.training.runs import load_run
+from robustbench_lab.training.runs import digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
-
-PARTIAL_FILE = "outcome.partial.npz"
-OF_EXAMPLES, OF_FEATURES = "examples.", "features."  # what their arrays' names begin with in a partial outcome
 
 
 def main(cfg: DictConfig) -> None:
     job(cfg, evaluation_of(cfg, current_choices(), current_overrides()))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation is asked for, as objects: a wrong knob stops here, before anything is loaded."""
+
+    evaluation: Evaluation
+    attack: Attack
+    budget: Budget
+    threat_model: ThreatModel
+    protocol: Protocol
+    look: Look
+    digests: Mapping[str, str]  # of the weights of each part, run and source
+    output_root: Path
+    data: Mapping[str, Any]  # where images are
+    force: bool
+    device: str
+
+    @classmethod
+    def of(cls, cfg: DictConfig, evaluation: Evaluation) -> Asked:
+        config, output_root = evaluation.config, Path(cfg.output_root).absolute()
+        attack, budget, threat_model = (build(config[group], group) for group in ("attack", "budget", "threat_model"))
+        attack.check(budget)
+        check_view(threat_model, attack)
+        check("test_first", cfg.test_first, Count | None)
+        protocol = protocol_of(config, cfg.batch_size)
+        protocol.check(attack)
+        look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))
+        digests = {part: digest_of(run, output_root) for part, run in evaluation.runs.items()}
+        data = plain(cfg, "data")["data"]
+        return cls(evaluation, attack, budget, threat_model, protocol, look, digests, output_root, data, bool(cfg.force), str(cfg.device))
+
+    def record(self, folder: EvaluationFolder, panel: bool = True) -> dict[str, Any] | None:
+        """The record, if it counts and has the panel that is asked for; None where there is something to do."""
+        record = None if self.force else folder.finished(self.digests)
+        key = self.look.key(self.digests["run"])
+        return None if panel and record and key and record.get("panel", {}).get("key") != key else record
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models and images of an evaluation, on its device."""
+
+    dataset: Dataset
+    defended: Defended
+    defense: Defense
+    source: Defended | None
+    view: nn.Module
+    test: ImageSet
+    device: torch.device
+
+    @classmethod
+    def of(cls, asked: Asked) -> Loaded:
+        evaluation, device = asked.evaluation, device_of(asked.device)
+        dataset, defended, defense = load_run(evaluation.run, asked.output_root, device)
+        if evaluation.config.get("without_noise"):
+            defended = silenced(defended)
+        source = None
+        if evaluation.source is not None:
+            same = evaluation.source.fingerprint == evaluation.run.fingerprint  # the twin of an undefended run is that run
+            source = defended if same else load_run(evaluation.source, asked.output_root, device)[1]
+        view = attacker_view(asked.threat_model, defended, source, undefended=type(defense) is Defense)
+        return cls(dataset, defended, defense, source, view, load_split(dataset, "test", asked.data).to(device), device)
+
+
 def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     """The folder of the finished evaluation, which is made, or resumed, if it has to be."""
     commit()
-    output_root = Path(cfg.output_root).absolute()
-    attack, budget, threat_model = (build(evaluation.config[group], group) for group in ("attack", "budget", "threat_model"))
-    attack.check(budget)
-    check_view(threat_model, attack)
-    check_choice(cfg, attack)
-    measures = measures_of(evaluation, attack)
-    look, how = panel_of(cfg), how_of(cfg)
-    digests = {"run": digest_of(evaluation.run, output_root)}
-    if evaluation.source is not None:
-        digests["source"] = digest_of(evaluation.source, output_root)
-    key = look.key(digests["run"], how | ({"without_noise": True} if cfg.without_noise else {}))
-    folder = evaluation.folder(output_root)
-    if not cfg.force and _finished(folder, digests, key):
-        return folder
-    device = device_of(cfg.device)
-    dataset, defended, defense = load_run(evaluation.run, evaluation.run.folder(output_root), device)
-    if cfg.without_noise:
-        defended = silenced(defended)
-    source = None
-    if evaluation.source is not None:
-        same = evaluation.source.fingerprint == evaluation.run.fingerprint  # the twin of an undefended run is that run
-        source = defended if same else load_run(evaluation.source, evaluation.source.folder(output_root), device)[1]
-    view = attacker_view(threat_model, defended, source, undefended=type(defense) is Defense)
-    where = plain(cfg, "data")["data"]
-
-    def load(split: Any) -> ImageSet:
-        return dataset.load(split, root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
-
-    whole = data = load("test")
-    if (first := evaluation.config.get("test_first")) is not None:
-        data = whole.subset(torch.arange(min(first, len(whole))))
-
-    with locked(folder, log.info), leaving_error(folder):
-        if not cfg.force and _finished(folder, digests, key):
-            return folder
-        if not cfg.force and _finished(folder, digests, None):  # the same evaluation with another panel
-            record = read_record(folder / RECORD_FILE)
-            record["warnings"] = warnings_of(record, dataset.classes, defended.stochastic)
+    asked = Asked.of(cfg, evaluation)
+    folder = evaluation.at(asked.output_root)
+    if (record := asked.record(folder)) is not None:
+        return _found(folder, record)
+    loaded = Loaded.of(asked)
+    with folder.locked(), folder.leaving_error():
+        if (record := asked.record(folder)) is not None:  # another process finished it while this one waited
+            return _found(folder, record)
+        if (record := asked.record(folder, panel=False)) is not None:  # the same evaluation with another panel
+            record["warnings"] = warnings_of(record, loaded.dataset.classes, loaded.defended.stochastic)
         else:
-            (folder / RECORD_FILE).unlink(missing_ok=True)
-            train = load("train").in_memory().images if any(measure.needs_train for measure in measures.values()) else None
-            asked = {"misclassified": cfg.attack_misclassified, "keep_features": cfg.keep_features}
-            measuring = {**how, **asked, "measures": list(measures.values()), "train": train}
-            if source is not None and source is not defended and not attack.batchwise and not source.stochastic:
-                measuring["crafted"] = Crafted.of(
-                    crafted_file(evaluation, digests["source"], output_root), data, stages=len(attack.stages()), afresh=cfg.force
-                )
-            record = _attacked(cfg, evaluation, folder, attack, budget, view, defended, data, measuring, digests, dataset.classes, device)
-            if data.shape == SHAPE:
-                try:
-                    write_arrays(folder / PLANE_FILE, **_plane(evaluation.run, defended, defense, load("train"), output_root, device))
-                except LabError as error:  # the run that it learned from may be gone by now
-                    log.warning("no picture of what was learned: %s", error)
-        if key is not None:
-            arrays = read_arrays(folder / OUTCOME_FILE)
-            facts = panel_facts(look, key, evaluation.run, defended, whole, how, output_root, cfg.force)
-            record["panel"] = {"key": key} | {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run")}
+            folder.begin()
+            record = _attacked(asked, loaded, folder)
+        if (key := asked.look.key(asked.digests["run"])) is not None:
+            run_folder = evaluation.run.at(asked.output_root)
+            facts = asked.look.facts(loaded.defended, loaded.test, asked.protocol, run_folder, asked.force)
+            arrays = read_arrays(folder.path / OUTCOME_FILE)
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
-            found = {sign["code"]: sign for sign in [*signs(look.panel, facts), *compared(look.panel, facts, record, verdicts)]}
-            told = {warning["code"] for warning in record["warnings"]}
-            record["warnings"] += [sign for code, sign in found.items() if code not in told]
-        write_json(folder / RECORD_FILE, record)
-        (folder / PARTIAL_FILE).unlink(missing_ok=True)
+            told = asked.look.told(record, facts, verdicts)
+            record |= {"panel": {"key": key} | told["panel"], "warnings": told["warnings"]}
+        folder.finish(record)
+    _tell(evaluation, folder, record)
+    return folder.path
+
+
+def _found(folder: EvaluationFolder, record: Mapping[str, Any]) -> Path:
+    log.info("finished already: %s (robust %.2f %%, n = %d)", folder.path, 100 * record["robust_accuracy"], record["n"])
+    return folder.path
+
+
+def _tell(evaluation: Evaluation, folder: EvaluationFolder, record: Mapping[str, Any]) -> None:
     low, high = record["robust_interval"]
     lines = [f"warning {warning['code']}: {warning['message']}" for warning in record["warnings"]]
     if len(record["stages"]) > 1:
@@ -134,156 +153,96 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     log.info(
         "%s on %s: clean %.2f %%, robust %.2f %% (95 %% interval %.2f to %.2f, n = %d)%s\n  %s",
         evaluation.name, evaluation.run.name, 100 * record["clean_accuracy"], 100 * record["robust_accuracy"], 100 * low, 100 * high,
-        record["n"], "".join(f"\n  {line}" for line in lines), folder,
+        record["n"], "".join(f"\n  {line}" for line in lines), folder.path,
     )  # fmt: skip
-    return folder
 
 
-def _attacked(
-    cfg: DictConfig, evaluation: Evaluation, folder: Path, attack: Attack, budget: Budget, view: nn.Module, defended: Defended,
-    data: ImageSet, how: dict[str, Any], digests: dict[str, str], classes: int, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
+def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[str, Any]:
     """The record of an evaluation that is made now, or resumed; its outcome is on disk, in full, when this returns."""
-    partial, names = folder / PARTIAL_FILE, [name for name, _ in attack.stages()]
-    mark = " ".join([evaluation.fingerprint, *digests.values(), *names, *evaluation.config.get("metric", {})])  # rows are in their order
+    evaluation, names = asked.evaluation, [name for name, _ in asked.attack.stages()]
+    data = loaded.test
+    if (first := evaluation.config.get("test_first")) is not None:
+        data = data.subset(torch.arange(min(first, len(data))))
+    protocol = asked.protocol
+    if any(measure.needs_train for measure in protocol.measures.values()):
+        train = load_split(loaded.dataset, "train", asked.data).to(loaded.device).in_memory().images
+        protocol = replace(protocol, train=train)
+    for keeper in protocol.keepers:
+        keeper.begin(_evaluated(asked, loaded, data))
+    mark = " ".join([evaluation.fingerprint, *asked.digests.values(), *names, *protocol.measures])  # rows are in their order
+    crafted = _crafted(asked, loaded, data)
 
     def save(outcome: Outcome) -> None:
-        arrays = _arrays(outcome) | {OF_EXAMPLES + name: array for name, array in _arrays(outcome.examples).items()}
-        arrays |= {OF_FEATURES + name: array for name, array in _arrays(outcome.features).items()}
-        write_arrays(partial, mark=np.array(mark), **arrays)
-        if (crafted := how.get("crafted")) is not None:
+        kept = {f"{keeper.name}.{name}": array for keeper in protocol.keepers for name, array in keeper.arrays.items()}
+        write_arrays(folder.partial, mark=np.array(mark), **outcome.arrays(), **kept)
+        if crafted is not None:
             crafted.save(float(outcome.seconds.sum()), last=bool(outcome.done.all()))
 
-    known = None if cfg.force else _partial(partial, mark, data.ids.cpu().numpy())
-    outcome = evaluate(defended, view, data, attack, budget, **how, outcome=known, save=save)
+    known = None if asked.force else _partial(folder, mark, data.ids.cpu().numpy(), protocol)
+    outcome = evaluate(loaded.defended, loaded.view, data, asked.attack, asked.budget, protocol, Store(known, save, crafted))
     save(outcome)  # the panel may take its time
-    write_arrays(
-        folder / OUTCOME_FILE, index=outcome.ids, clean=outcome.clean, robust=outcome.robust, distance=outcome.distance,
-        right=outcome.right, broken_by=outcome.broken_by, stages=np.array(names),
-        **({"after": outcome.after} if how["misclassified"] else {}),
-        **({"runs": outcome.runs} if len(outcome.runs) else {}),
-        **{f"metric.{name}": values for name, values in zip(evaluation.config.get("metric", {}), outcome.metrics, strict=True)},
-    )  # fmt: skip
-    write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
-    if outcome.features is not None:
-        write_arrays(folder / FEATURES_FILE, **_arrays(outcome.features))
-    averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
-    samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
-    return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device_name(device))
+    write_arrays(folder.path / OUTCOME_FILE, **_told(outcome, names, protocol))
+    for keeper in protocol.keepers:
+        if keeper.arrays:
+            write_arrays(folder.path / keeper.file, **keeper.arrays)
+    averaged = protocol.eot_samples if is_random(loaded.view) else 1  # random output that answers queries is not averaged
+    samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in asked.attack.stages())
+    made = Circumstances(loaded.dataset.classes, loaded.defended.stochastic, samples, device_name(loaded.device))
+    return record_of(evaluation, outcome, names, asked.digests, made)
 
 
-def _plane(
-    run: Run, defended: Defended, defense: Defense, train: ImageSet, output_root: Path, device: torch.device
-) -> dict[str, np.ndarray]:
-    """What the model has learned, for pictures."""
-    source = None if run.source is None else load_run(run.source, run.source.folder(output_root), device)[1]
-    kept, _ = split_validation(len(train), run.config["training"]["validation"])
-    return plane_of(defended, defense, train.subset(kept), source, run.config["seed"])
-
-
-def crafted_file(evaluation: Evaluation, digest: str, output_root: Path) -> Path:
-    """Where what the attack finds on the source is kept: a name for everything that it depends on."""
-    assert evaluation.source is not None
-    aside = ("threat_model", "metric", "verdict_draws", "attack_misclassified", "keep_features", "without_noise")
-    images = evaluation.run.config["dataset"]  # the attacked run's: the source may have learned from others
-    content = {name: part for name, part in evaluation.config.items() if name not in aside} | {"digest": digest, "dataset": images}
-    return evaluation.source.folder(output_root) / "crafted" / f"{evaluation.choices['attack']}-{fingerprint(content)}.npz"
-
-
-def silenced(defended: Defended) -> Defended:
-    """The same network, whose layers' noise is off from now on: it answers an image always alike, in one pass.
-
-    Raises LabError if it has no layer with noise.
-    """
-    try:
-        layers = noise_layers(defended)
-    except LabError as error:
-        raise LabError(f"without_noise: expected false for a defense without noise, got true; {error}") from error
-    for layer in layers:
-        layer.active = False
-    quiet = Defended(defended.network, list(defended.fronts), own_loss=defended.own_loss)  # type: ignore[arg-type]
-    return quiet.train(defended.training)
-
-
-def measures_of(evaluation: Evaluation, attack: Attack) -> dict[str, Measure]:
-    """The metrics that are asked for, by name. Raises LabError for one that needs another kind of attack."""
-    measures: dict[str, Measure] = {name: build(entry, f"metric.{name}") for name, entry in evaluation.config.get("metric", {}).items()}
-    for name, measure in measures.items():
-        theirs = measure.as_published and isinstance(attack, MinimalFGSM)  # whose index error keeps it from the smallest
-        if measure.minimal and not (attack.minimal or theirs):
-            raise LabError(
-                f"metric.{name} speaks of the smallest perturbation, which attack={evaluation.choices['attack']} does not look for; use "
-                "one that does, such as attack=deepfool budget=box, or leave the metric out"
-            )
-    return measures
-
-
-def check_choice(cfg: DictConfig, attack: Attack) -> None:
-    """Stop, before anything is loaded, if the images cannot be chosen so."""
-    more = cfg.attack_misclassified
-    require(not more or len(attack.stages()) == 1, "attack_misclassified", "false for a list of attacks, which has one verdict", more)
-    for key in ("test_first", "keep_features"):
-        counted = isinstance(cfg[key], int) and not isinstance(cfg[key], bool) and cfg[key] >= 1
-        require(cfg[key] is None or counted, key, "a whole number >= 1, or null", cfg[key])
-
-
-def how_of(cfg: DictConfig) -> dict[str, Any]:
-    """What evaluate() takes beside models, images, attack and ball."""
-    for name in ("batch_size", "verdict_draws", "eot_samples"):
-        require(isinstance(cfg[name], int) and not isinstance(cfg[name], bool) and cfg[name] >= 1, name, "a whole number >= 1", cfg[name])
-    require(cfg.search_precision in ("fp32", "bf16"), "search_precision", "fp32 or bf16", cfg.search_precision)
-    require(isinstance(cfg.attack_seed, int), "attack_seed", "a whole number", cfg.attack_seed)
+def _told(outcome: Outcome, stages: list[str], protocol: Protocol) -> dict[str, np.ndarray]:
+    """The arrays of outcome.npz. A distance is a float32: nobody can use more digits of it."""
     return {
-        "seed": cfg.attack_seed, "batch_size": cfg.batch_size, "draws": cfg.verdict_draws, "eot_samples": cfg.eot_samples,
-        "precision": cfg.search_precision,
+        "index": outcome.ids, "clean": outcome.clean, "robust": outcome.robust, "distance": outcome.distance.astype(np.float32),
+        "right": outcome.right, "broken_by": outcome.broken_by, "stages": np.array(stages),
+        **({"after": outcome.after} if protocol.misclassified else {}),
+        **({"runs": outcome.runs} if len(outcome.runs) else {}),
+        **{f"metric.{name}": values for name, values in zip(protocol.measures, outcome.metrics, strict=True)},
     }  # fmt: skip
 
 
-def digest_of(run: Run, output_root: Path) -> str:
-    """The digest of a finished run's weights. Raises LabError, with the nearest finished runs, when there is none."""
-    path = run.folder(output_root) / RUN_FILE
-    if not path.exists():
-        words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))
-        missing = f"no finished run for {words} seed {run.config['seed']} ({run.fingerprint})"
-        raise LabError(missing + nearest_runs(run, output_root) + "; train it with the same settings: python -m robustbench_lab train ...")
-    return str(read_json(path)["model_digest"])
+def _evaluated(asked: Asked, loaded: Loaded, data: ImageSet) -> Evaluated:
+    run = asked.evaluation.run
+
+    def train() -> ImageSet:
+        whole = load_split(loaded.dataset, "train", asked.data).to(loaded.device)
+        return whole.subset(split_validation(len(whole), run.config["training"]["validation"])[0])
+
+    def teacher() -> Defended | None:
+        return None if run.teacher is None else load_run(run.teacher, asked.output_root, loaded.device)[1]
+
+    return Evaluated(loaded.defended, loaded.defense, data, asked.protocol.seed, train, teacher, run.config["seed"])
 
 
-def _finished(folder: Path, digests: dict[str, str], panel: str | None) -> bool:
-    """Whether the record is there and speaks of these very weights, and has the panel of that key, if one is asked for."""
-    path = folder / RECORD_FILE
-    if not path.exists():
-        return False
-    try:
-        record = read_record(path)
-    except LabError as error:
-        log.warning("made anew: %s", error)
-        return False
-    fresh = all((record[part] or {}).get("model_digest") == digest for part, digest in digests.items())
-    if panel is not None and record.get("panel", {}).get("key") != panel:
-        return False
-    if fresh:
-        log.info("finished already: %s (robust %.2f %%, n = %d)", folder, 100 * record["robust_accuracy"], record["n"])
-    return fresh
+def _crafted(asked: Asked, loaded: Loaded, data: ImageSet) -> Crafted | None:
+    """What the same attack found on the same other run before; None where nothing is kept: on the attacked model itself, of an attack that
+    looks at the batch, or on random output."""
+    source = loaded.source
+    if source is None or source is loaded.defended or asked.attack.batchwise or source.stochastic:
+        return None
+    assert asked.evaluation.source is not None
+    path = asked.evaluation.source.at(asked.output_root).crafted_file(crafted_name(asked.evaluation, asked.digests["source"]))
+    return Crafted.of(path, data, stages=len(asked.attack.stages()), afresh=asked.force)
 
 
-def _arrays(of: Outcome | Examples | Features | None) -> dict[str, np.ndarray]:
-    return {f.name: value for f in fields(of) if isinstance(value := getattr(of, f.name), np.ndarray)} if of else {}
-
-
-def _partial(path: Path, mark: str, ids: np.ndarray) -> Outcome | None:
+def _partial(folder: EvaluationFolder, mark: str, ids: np.ndarray, protocol: Protocol) -> Outcome | None:
     """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights."""
-    if not path.exists():
+    if not folder.partial.exists():
         return None
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(folder.partial)
         if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
             return None
-        examples = Examples(**{f.name: arrays.pop(OF_EXAMPLES + f.name) for f in fields(Examples)})
-        kept = {f.name: arrays.pop(OF_FEATURES + f.name) for f in fields(Features) if OF_FEATURES + f.name in arrays}
-        outcome = Outcome(**arrays, examples=examples, features=Features(**kept) if kept else None)
+        kept = {keeper.name: {} for keeper in protocol.keepers}  # type: dict[str, dict[str, np.ndarray]]
+        for name in [name for name in arrays if "." in name]:
+            keeper_name, _, key = name.partition(".")
+            kept[keeper_name][key] = arrays.pop(name)
+        outcome = Outcome(**arrays)
+        for keeper in protocol.keepers:
+            keeper.restore(kept[keeper.name])
     except (LabError, KeyError, TypeError) as error:
-        log.warning("starting afresh, because %s is of no use: %s", path, error)
+        log.warning("starting afresh, because %s is of no use: %s", folder.partial, error)
         return None
     log.info("going on after %d of %d images", outcome.done.sum(), len(ids))
     return outcome

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.tables import write
 from robustbench_lab.multirun import lost
-from robustbench_lab.settings.conf import check_flags, compose
+from robustbench_lab.settings.conf import check_flags, compose, reference_results
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.records import ERROR_FILE
@@ -48,8 +48,15 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     check_flags(cfg)
     output_root = Path(cfg.output_root).absolute()
     tables = chosen_tables(cfg.tables, cfg.table_profile)
-    plan = plan_of((cell for _, cells in filled(tables, output_root) for cell in cells), output_root)
-    print(f"{len(tables)} tables, profile {cfg.table_profile}\n" + "\n".join(plan.lines()), flush=True)
+    if not isinstance(cfg.plan, bool) and cfg.plan != "full":
+        raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
+    cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
+    plan = plan_of((cell for cells in cells_of.values() for cell in cells), output_root)
+    print(
+        f"{len(tables)} tables, profile {cfg.table_profile}; what several need is in each of their lines, and once in the sums; times are"
+    )
+    print("those of one job after the other")
+    print("\n".join(plan.lines(cells_of, full=cfg.plan == "full")), flush=True)
     if cfg.plan:
         return
     launches = Launches(cfg, context, task_function, plan.jobs)
@@ -67,7 +74,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     if cfg.report:
         from robustbench_lab.report.page import write_report
 
-        write_report(output_root)
+        write_report(output_root, reference=reference_results())
 
 
 class Launches:

@@ -11,129 +11,126 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_lab.defenses.base import Defense
 from robustbench_lab.devices import device_name, device_of
-from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.settings.conf import current_choices, plain
+from robustbench_lab.settings.conf import current_choices, current_overrides, plain
 from robustbench_lab.settings.identity import Run, run_of
-from robustbench_lab.storage.files import SCHEMA, locked, read_json, write_bytes, write_json
+from robustbench_lab.storage.files import SCHEMA, write_bytes
+from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.provenance import commit, provenance
-from robustbench_lab.storage.records import METRICS_FILE, MODEL_FILE, RUN_FILE, leaving_error
+from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
 from robustbench_lab.training.batches import split_validation
-from robustbench_lab.training.checkpoints import CHECKPOINT_FILE, load_state, load_weights, save_state, write_tensors
-from robustbench_lab.training.events import EVENTS_FOLDER, _events, _summary_writer, _write_events
+from robustbench_lab.training.checkpoints import load_state, load_weights, save_state, write_tensors
+from robustbench_lab.training.events import EVENTS_FOLDER, events, need_tensorboard, write_events
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.recipe import Recipe
-from robustbench_lab.training.runs import load_run, objects
+from robustbench_lab.training.runs import load_run, load_split, objects
 from robustbench_lab.training.state import State
 
 log = logging.getLogger("robustbench_lab")
 
 
 def main(cfg: DictConfig) -> None:
-    train(cfg, run_of(cfg, current_choices()), tensorboard=cfg.tensorboard)
+    train(cfg, run_of(cfg, current_choices(), current_overrides()), tensorboard=cfg.tensorboard)
 
 
-def train(cfg: DictConfig, run: Run, tensorboard: bool = False) -> Path:
-    """The folder of the finished run, which is trained or resumed if it has to be; tensorboard: event files beside metrics.jsonl."""
+def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | None = None) -> Path:
+    """The folder of the finished run, which is trained or resumed if it has to be; tensorboard: event files beside metrics.jsonl.
+
+    force: train a finished run again, `force` of the config unless it is said here: what is repeated is the run itself, not its teacher.
+    """
     commit()
+    force = bool(cfg.force) if force is None else force
     if tensorboard:
-        _summary_writer()  # what is not installed stops here
-    folder = run.folder(Path(cfg.output_root).absolute())
-    if not cfg.force and _finished(folder):
+        need_tensorboard()  # what is not installed stops here
+    folder = run.at(Path(cfg.output_root).absolute())
+    if not force and _found(folder):
         if tensorboard:  # it changes no result, hence no run's name
-            with locked(folder, log.info):
-                _write_events(folder)
-        return folder
+            with folder.locked():
+                write_events(folder)
+        return folder.path
     dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
     defense.check_epochs(recipe.epochs)
     device = device_of(cfg.device)
-    data = plain(cfg, "data")["data"]
-    train_data = dataset.load("train", root=Path(data["root"]), download=data["download"], workers=data["workers"])
-    source = None
-    if run.source is not None:
-        log.info("%s learns from %s", run.name, run.source.name)
-        source = load_run(run.source, train(_unforced(cfg), run.source), device)[1]
-    with locked(folder, log.info):
-        if not cfg.force and _finished(folder):  # another process finished it while this one waited
+    train_data = load_split(dataset, "train", plain(cfg, "data")["data"])
+    teacher = None
+    if run.teacher is not None:
+        log.info("%s learns from %s", run.name, run.teacher.name)
+        train(cfg, run.teacher, force=False)
+        teacher = load_run(run.teacher, Path(cfg.output_root).absolute(), device)[1]
+    with folder.locked():
+        folder = folder.afresh()
+        if not force and _found(folder):  # another process finished it while this one waited
             if tensorboard:
-                _write_events(folder)
-            return folder
-        (folder / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
-        if cfg.force:
-            for name in (CHECKPOINT_FILE, MODEL_FILE):
-                (folder / name).unlink(missing_ok=True)
-            if (folder / EVENTS_FOLDER).exists():
-                shutil.rmtree(folder / EVENTS_FOLDER)
-        with leaving_error(folder):
-            _write_hydra(folder, run)
-            _fit(run, folder, model, defense, recipe, train_data.to(device), tensorboard, source)
-    return folder
+                write_events(folder)
+            return folder.path
+        _clear(folder, force)
+        with folder.leaving_error():
+            _write_hydra(folder.path, run)
+            state = _fitted(run, folder, (model.to(device), defense, recipe, teacher), train_data.to(device), tensorboard)
+            record = _record(run, folder, model, recipe, state, len(train_data), device_name(device))
+            folder.finish(record)
+        log.info("trained %s: %d epochs in %.0f s", folder.path, state.epoch, record["seconds"])
+    return folder.path
 
 
-def _unforced(cfg: DictConfig) -> DictConfig:
-    """The config with force=false: what is repeated is the run itself, not the one that it learns from."""
-    other = cfg.copy()
-    other.force = False
-    return other
+def _found(folder: RunFolder) -> bool:
+    if folder.usable:
+        log.info("finished already: %s", folder.path)
+        return True
+    return False
 
 
-def _finished(folder: Path) -> bool:
-    if not (folder / RUN_FILE).exists():
-        return False
-    if not (folder / MODEL_FILE).exists():
-        log.warning("trained again: %s is gone", folder / MODEL_FILE)
-        return False
-    try:
-        read_json(folder / RUN_FILE)
-    except LabError as error:
-        log.warning("trained again: %s", error)
-        return False
-    log.info("finished already: %s", folder)
-    return True
+def _clear(folder: RunFolder, force: bool) -> None:
+    """What would speak of other weights than those that come."""
+    (folder.path / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
+    if force:
+        for path in (folder.checkpoint, folder.weights):
+            path.unlink(missing_ok=True)
+        if (folder.path / EVENTS_FOLDER).exists():
+            shutil.rmtree(folder.path / EVENTS_FOLDER)
 
 
-def _fit(
-    run: Run, folder: Path, model: Defended, defense: Defense, recipe: Recipe, train_data: Any, tensorboard: bool, source: Defended | None
-) -> None:
-    checkpoint = folder / CHECKPOINT_FILE
-    state = load_state(checkpoint, run.fingerprint) if checkpoint.exists() else None
+def _fitted(run: Run, folder: RunFolder, parts: tuple[Defended, Any, Recipe, Defended | None], train_data: Any, tensorboard: bool) -> State:
+    """The last state of the training, begun or resumed; the model then holds the weights that count."""
+    model, defense, recipe, teacher = parts
+    state = load_state(folder.checkpoint, run.fingerprint) if folder.checkpoint.exists() else None
     if state is not None:
         log.info("resuming %s after epoch %d", folder.name, state.epoch)
-        load_weights(model, state.model, checkpoint)
+        load_weights(model, state.model, folder.checkpoint)
 
     def save(state: State) -> None:
-        save_state(checkpoint, state, run.fingerprint)
-        _write_metrics(folder, state)
+        save_state(folder.checkpoint, state, run.fingerprint)
+        _write_metrics(folder.path, state)
         add_events(state.history[-1])
 
-    device = train_data.device
-    with _events(folder, state.history if state else []) if tensorboard else nullcontext(lambda row: None) as add_events:
-        state = fit(defense, model.to(device), train_data, recipe, run.config["seed"], state, save, source)
-    _write_metrics(folder, state)  # once more: the process may have died between the two writes
-    digest = write_tensors(folder / MODEL_FILE, model.state_dict(), {"run": run.fingerprint})
-    held_out = len(split_validation(len(train_data), recipe.validation)[1])
-    kept = state.best_epoch if recipe.keep == "best" else state.epoch
-    record = {
+    history = state.history if state else []
+    with events(folder.path, history) if tensorboard else nullcontext(lambda row: None) as add_events:
+        state = fit(defense, model, train_data, recipe, run.config["seed"], state, save, teacher)
+    _write_metrics(folder.path, state)  # once more: the process may have died between the two writes
+    return state
+
+
+def _record(run: Run, folder: RunFolder, model: Defended, recipe: Recipe, state: State, images: int, device: str) -> dict[str, Any]:
+    """The content of run.json; the weights, whose digest it tells, are on disk when this returns."""
+    held_out = len(split_validation(images, recipe.validation)[1])
+    best = recipe.keep == "best"
+    return {
         "schema": SCHEMA,
         "fingerprint": run.fingerprint,
-        "choices": {group: run.choices[group] for group in ("dataset", "backbone", "defense", "training")},
+        "choices": run.choices,
         "config": run.config,
-        "model_digest": digest,
-        "source": run.source.name if run.source else None,
+        "model_digest": write_tensors(folder.weights, model.state_dict(), {"run": run.fingerprint}),
+        "teacher": {"name": run.teacher.name, "fingerprint": run.teacher.fingerprint} if run.teacher else None,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "train_images": len(train_data) - held_out,
+        "train_images": images - held_out,
         "validation_images": held_out,
         "epochs": state.epoch,
-        "kept_epoch": kept,
-        "kept_by": "validation accuracy" if recipe.keep == "best" else "last epoch",
+        "kept_epoch": state.best_epoch if best else state.epoch,
+        "kept_by": "validation accuracy" if best else "last epoch",
         "seconds": sum(row["seconds"] for row in state.history),
-        **provenance(device_name(device)),
+        **provenance(device),
     }
-    write_json(folder / RUN_FILE, record)
-    checkpoint.unlink(missing_ok=True)
-    log.info("trained %s: %d epochs in %.0f s", folder, state.epoch, record["seconds"])
 
 
 def _write_metrics(folder: Path, state: State) -> None:

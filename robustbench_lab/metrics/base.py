@@ -1,11 +1,67 @@
-"""What the metrics share: the checks of what they are given."""
+"""The contract of a metric: one value per image, NaN where an image does not count, while images and attacked ones are at hand.
+
+Which images count: what speaks of perturbations that change a prediction counts images that are right when clean and that the attack broke
+(`OfBroken`); what speaks of the model, every image. Where an attack failed, what it tried last says nothing of the smallest perturbation.
+As published, the first count every image whose prediction changed: evaluate with attack_misclassified=true for all of the code's.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
-from robustbench_lab.knobs import require
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.knobs import Knobs, require
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Some images and what became of them: x, x_adv [B, C, H, W] in [0, 1]; y int64 [B]; broken bool [B]: right when clean, wrong when
+    attacked; flipped bool [B]: predicted otherwise when attacked, which is the same unless misclassified images are attacked too; train
+    [M, C, H, W]: the training images, where a metric asks for them."""
+
+    model: nn.Module
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+    broken: Tensor
+    flipped: Tensor
+    train: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Knobs, ABC):
+    """A metric; as_published: what the authors' code computes, where that is not their formula."""
+
+    needs_train: ClassVar[bool] = False
+    as_published: bool
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it speaks of the smallest perturbation, so that an attack must look for it."""
+        return False
+
+    @abstractmethod
+    def __call__(self, seen: Seen) -> Tensor:
+        """Float64 [B], NaN for images that do not count."""
+
+
+class OfBroken(Measure):
+    """A metric of broken images; as published, of those whose prediction changed."""
+
+    def __call__(self, seen: Seen) -> Tensor:
+        values = torch.full(seen.y.shape, torch.nan, dtype=torch.float64, device=seen.x.device)
+        counted = seen.flipped if self.as_published else seen.broken
+        if counted.any():
+            values[counted] = self.of_broken(seen, seen.x[counted], seen.x_adv[counted])
+        return values
+
+    @abstractmethod
+    def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Float64 [M], of the M images that count."""
 
 
 def check_images(**images: Tensor) -> None:

@@ -9,11 +9,25 @@ Limits: an attack's perturbation bounds the smallest one from above; where the a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from robustbench_lab.metrics.base import check_attacked, check_flipped
+from robustbench_lab.metrics.base import OfBroken, Seen, check_attacked, check_flipped
 
 TINY = 1e-12  # eq. 2's "extremely small constant allowing for the division to be defined"; the paper gives no figure
+
+
+class EmpiricalRobustness(OfBroken):
+    """|x_adv - x| / |x| in l2 (eq. 2), or in linf as published."""
+
+    @property
+    def minimal(self) -> bool:
+        return True
+
+    def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
+        if self.as_published:
+            return empirical_robustness_as_published(x, x_adv, torch.ones(len(x), dtype=torch.bool, device=x.device))
+        return empirical_robustness(x, x_adv)
 
 
 def empirical_robustness(x: Tensor, x_adv: Tensor) -> Tensor:

@@ -14,8 +14,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.metrics.base import check_images
+from robustbench_lab.metrics.base import Measure, Seen, check_images
 from robustbench_lab.models.defended import cross_entropy, frozen, full_precision
+
+
+class LossSensitivity(Measure):
+    """The length of the loss's gradient at x, or of the predicted class's probability as published."""
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return loss_sensitivity_as_published(seen.model, seen.x) if self.as_published else loss_sensitivity(seen.model, seen.x, seen.y)
 
 
 def loss_sensitivity(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

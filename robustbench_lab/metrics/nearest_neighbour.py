@@ -9,16 +9,33 @@ where neighbours are near; so every one that comes as close to the best as round
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustbench_lab.knobs import require
-from robustbench_lab.metrics.base import check_attacked, check_flipped, check_images
+from robustbench_lab.metrics.base import OfBroken, Seen, check_attacked, check_flipped, check_images
 from robustbench_lab.models.defended import full_precision
 
 MEMORY = 2**26  # bytes of the largest tensor that a search makes: 64 MiB, tiles of 2048 x 2048
 UNIT = 2.0**-24  # float32's relative rounding error
+
+
+class TrainingSetDistance(OfBroken):
+    """From an attacked image to its nearest training image in l2, or that squared over |x| as published."""
+
+    needs_train: ClassVar[bool] = True
+
+    @property
+    def minimal(self) -> bool:
+        return self.as_published  # the authors' code took minimal perturbations; the text speaks of adversarial images of any kind
+
+    def of_broken(self, seen: Seen, x: Tensor, x_adv: Tensor) -> Tensor:
+        assert seen.train is not None, "who evaluates hands over the training images"
+        if self.as_published:
+            return distance_to_training_set_as_published(x, x_adv, seen.train, torch.ones(len(x), dtype=torch.bool, device=x.device))
+        return distance_to_training_set(x_adv, seen.train)
 
 
 def distance_to_training_set(x_adv: Tensor, train: Tensor, memory: int = MEMORY) -> Tensor:

@@ -9,11 +9,12 @@ search that breaks only the easy ones has a small mean. With random output, a pe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from robustbench_lab.knobs import require
-from robustbench_lab.metrics.measures import OfBroken, Seen
+from robustbench_lab.knobs import one_of
+from robustbench_lab.metrics.base import OfBroken, Seen
 from robustbench_lab.threats import NORMS, Budget
 
 
@@ -24,11 +25,7 @@ class PerturbationNorm(OfBroken):
     norm: linf, l2 or l0. Raises LabError, naming norm, for another one.
     """
 
-    norm: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.norm in NORMS, "norm", f"one of {', '.join(NORMS)}", self.norm)
+    norm: Annotated[str, one_of(NORMS)]
 
     @property
     def minimal(self) -> bool:

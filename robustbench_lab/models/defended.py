@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.fast_copy import FastCopy
+from robustbench_lab.models.front import Front
+from robustbench_lab.models.noise import switches
+from robustbench_lab.models.normalise import FirstLayer
 
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,72 +25,29 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-class Normalise(nn.Module):
-    """(x - mean) / std per channel: the first layer of every model, so that eps keeps one unit, the fraction of the pixel range."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
 class Classifier(nn.Module):
-    """A normalisation layer and a backbone: images [B, C, H, W] in [0, 1] to logits [B, K]."""
+    """A first layer and a backbone: images [B, C, H, W] in [0, 1] to logits [B, K].
 
-    def __init__(self, normalise: nn.Module, backbone: nn.Module) -> None:
+    image_shape: [C, H, W] of the images that it is made for, where that is known, as in every run: a first layer for others is refused.
+    """
+
+    def __init__(self, normalise: nn.Module, backbone: nn.Module, image_shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.normalise = normalise
         self.backbone = backbone
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        if image_shape is not None and isinstance(normalise, FirstLayer):
+            normalise.check(image_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.backbone(self.normalise(x))
-
-
-class _Straight(torch.autograd.Function):
-    """The first argument forward, the second argument's gradient backward."""
-
-    @staticmethod
-    def forward(ctx, exact: Tensor, differentiable: Tensor) -> Tensor:
-        return exact.view_as(exact)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
-
-
-class Front(nn.Module):
-    """A stage before the network: [B, C, H, W] in [0, 1] to the same.
-
-    `transform` may be anything; `surrogate` is its differentiable stand-in, the identity unless a front knows better. Forward gives
-    exactly the transform, backward the surrogate's gradient (BPDA, Athalye et al. 2018, arXiv:1802.00420, section 4.1). A learned front
-    whose transform is differentiable overrides `forward`.
-    """
-
-    def transform(self, x: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not define transform")
-
-    def surrogate(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Straight.apply(self.transform(x.detach()), self.surrogate(x))
-
-    @property
-    def learned(self) -> bool:
-        return any(True for _ in self.parameters())
 
 
 class Defended(nn.Module):
     """Every trained object: fronts in order, then the network; images [B, C, H, W] in [0, 1] to logits [B, K].
 
     passes: how many forward passes a prediction averages (log of the mean of the probabilities), for stochastic defenses.
-    stochastic: whether two passes over one image may differ.
+    stochastic: whether two passes over one image may differ; they may if a front is random.
     own_loss: the loss per image that the defense was trained with, as a function of (logits, y): what an attack with loss=own raises.
     """
 
@@ -101,28 +63,57 @@ class Defended(nn.Module):
         self.fronts = nn.Sequential(*fronts)
         self.network = network
         self.passes = passes
-        self.stochastic = stochastic
+        self._network_draws = stochastic
+        self.stochastic = stochastic or any(front.random for front in fronts)
         self.own_loss = own_loss
         self._search_precision: str | None = None  # within training, where there is no fast copy; None: that of the pass around it
         self._fast: list[FastCopy] = []  # in a list, so that it is no submodule: not in parameters() and not in the state_dict
+        for front in fronts:
+            if front.needs_network:
+                front.attach(network)
+            if not front.learned:
+                front.requires_grad_(False)  # no optimiser moves it
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fronts(x)
         if self.passes == 1:
-            return self.network(x)
-        probabilities = [F.log_softmax(self.network(x), dim=1) for _ in range(self.passes)]
-        return torch.stack(probabilities).logsumexp(dim=0)  # up to the constant log(passes)
+            return self.network(self.fronts(x))
+        if any(front.random for front in self.each_front()):
+            passes = (self.network(self.fronts(x)) for _ in range(self.passes))
+        else:
+            shown = self.fronts(x)
+            passes = (self.network(shown) for _ in range(self.passes))
+        return torch.stack([F.log_softmax(logits, dim=1) for logits in passes]).logsumexp(dim=0)  # up to the constant log(passes)
 
-    def without_fixed_fronts(self) -> Defended:
+    def each_front(self) -> list[Front]:
+        return list(self.fronts)  # type: ignore[arg-type]
+
+    def without_fixed_fronts(self) -> Self:
         """The same learned stages, sharing their weights, without the fixed pre-processing."""
-        learned = [front for front in self.fronts if front.learned]
-        return Defended(self.network, learned, self.passes, self.stochastic, self.own_loss)  # type: ignore[arg-type]
+        learned = [front for front in self.each_front() if front.learned]
+        stochastic = self.stochastic and (self._network_draws or any(front.random for front in learned))
+        return self._view(fronts=nn.Sequential(*learned), stochastic=stochastic)
 
-    def one_draw(self) -> Defended:
+    def one_draw(self) -> Self:
         """The same stages, sharing their weights, whose prediction averages nothing: what is learned and searched where it is random."""
-        one = Defended(self.network, list(self.fronts), 1, self.stochastic, self.own_loss)  # type: ignore[arg-type]
-        one._search_precision, one.training = self._search_precision, self.training
-        return one
+        return self._view(passes=1)
+
+    def silenced(self) -> Self:
+        """The same stages, sharing their weights, whose noise is off from now on: an image is always answered alike, in one pass.
+
+        Raises LabError if nothing here is noisy, or if something draws that cannot be switched off.
+        """
+        for layer in switches(self):
+            layer.active = False
+        return self._view(passes=1, stochastic=False)
+
+    def _view(self, **changed: Any) -> Self:
+        """A model of the same class that shares every part of this one but those that are `changed`; it has no fast copy yet."""
+        view = copy.copy(self)
+        view.__dict__["_modules"] = dict(self._modules)  # or what is put into the view is put into this one
+        view._fast = []
+        for name, value in changed.items():
+            setattr(view, name, value)
+        return view
 
     @property
     def fast_copy(self) -> FastCopy | None:

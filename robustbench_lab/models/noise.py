@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.models.front import Front
 
 
 class NoiseLayer(nn.Module):
@@ -61,10 +62,18 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": [p for p in model.parameters() if id(p) not in spared]}, {"params": scales, "weight_decay": 0}]
 
 
+def switches(model: nn.Module) -> list[NoiseLayer]:
+    """The layers that have to be inactive for the model to answer alike. Raises LabError if there is none, or if a front always draws."""
+    for module in model.modules():
+        if isinstance(module, Front) and module.random and not isinstance(module, NoiseLayer):
+            raise LabError(f"model: expected noise that can be switched off, but front {type(module).__name__} always draws")
+    return noise_layers(model)
+
+
 @contextmanager
 def without_noise(model: nn.Module) -> Iterator[None]:
     """The plain network with the weights that were learned under noise; afterwards each layer is as it was."""
-    before = [(layer, layer.active) for layer in noise_layers(model)]
+    before = [(layer, layer.active) for layer in switches(model)]
     for layer, _ in before:
         layer.active = False
     try:

@@ -17,14 +17,15 @@ TARGETS = ("robustbench_lab.", "torch.optim.")
 def build(node: object, key: str) -> Any:
     """The object that a config describes; errors carry the full config key.
 
-    A mapping with `_target_` becomes that callable's result (`_partial_: true`: the callable with its arguments bound). Raises LabError
+    A mapping with `_target_` becomes that callable's result (`_partial_: true`: the callable with its arguments bound; `_stochastic_` is
+    for the names of evaluations). Raises LabError
     for a target outside `TARGETS`, an unknown or missing knob, or one that the object itself refuses.
     """
     if isinstance(node, list):
         return [build(entry, f"{key}[{index}]") for index, entry in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    knobs = {name: build(entry, f"{key}.{name}") for name, entry in node.items() if name not in ("_target_", "_partial_")}
+    knobs = {name: build(entry, f"{key}.{name}") for name, entry in node.items() if name not in ("_target_", "_partial_", "_stochastic_")}
     if "_target_" not in node:
         return knobs
     target = str(node["_target_"])
@@ -46,5 +47,5 @@ def build(node: object, key: str) -> Any:
 
 
 def dataset_of(config: Mapping[str, Any]) -> Any:
-    """The dataset object of a resolved run; its `budget` is for others to refer to."""
-    return build({name: entry for name, entry in config["dataset"].items() if name != "budget"}, "dataset")
+    """The dataset object of a resolved run: how its images are read. `budget` is for others to refer to, `normalise` the model's."""
+    return build({name: entry for name, entry in config["dataset"].items() if name not in ("budget", "normalise")}, "dataset")

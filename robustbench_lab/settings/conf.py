@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.settings.values import resolved
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
-FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "plan", "report", "reference", "data.download")
+FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "report", "reference", "data.download")
 HYDRA_VERSION_BASE = "1.3"
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
@@ -43,6 +45,21 @@ def tables_folder() -> Path:
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
 
 
+def choices(group: str) -> tuple[str, ...]:
+    """The choices of a group, such as those of `attack`, sorted; none of what is no group."""
+    return tuple(_files(group))
+
+
+def choice_file(group: str, choice: object) -> Path | None:
+    """The file of a group's choice, if there is one."""
+    return _files(group).get(str(choice))
+
+
+@functools.cache
+def _files(group: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((CONF / group).glob("*.yaml"))}
+
+
 def check_flags(cfg: DictConfig) -> None:
     """Stop at a flag that is neither true nor false: Hydra's grammar takes `no` and `off` for texts, and a text counts as true."""
     for key in FLAGS:
@@ -50,16 +67,20 @@ def check_flags(cfg: DictConfig) -> None:
             raise LabError(f"{key}: expected true or false, got {value!r}")
 
 
-def plain(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+def plain(cfg: DictConfig | dict[str, Any], *keys: str) -> dict[str, Any]:
     """The named parts of a composed config as plain values: interpolations resolved, fractions such as 8/255 read as numbers.
 
-    Raises LabError with the key of a missing value, a broken interpolation or a fraction with a zero below the line.
+    Raises LabError with the key of a missing value, a broken interpolation or a fraction with a zero below the line; for a config of plain
+    mappings, Unresolved instead of the first two.
     """
     result = {}
     for key in keys:
         try:
             node = cfg[key]
-            content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+            if isinstance(cfg, dict):
+                content: Any = resolved(node, cfg)
+            else:
+                content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
         except OmegaConfBaseException as error:
             raise LabError(f"{getattr(error, 'full_key', None) or key}: {str(error).splitlines()[0]}") from error
         result[key] = content if key == "data" else with_fractions(content, key)  # a path such as 1/2 is no number

@@ -1,10 +1,11 @@
-"""What names a training run and an evaluation: their content."""
+"""What names a training run and an evaluation: their content, not where a class lives, nor what changes no result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,31 +15,44 @@ from omegaconf import DictConfig
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import compose, plain
-from robustbench_lab.settings.overrides import RUN_GROUPS, merged_overrides, train_overrides
-from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE, finished_runs
+from robustbench_lab.settings.overrides import RUN_GROUPS, merged_overrides, readable, train_overrides
+from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder, existing
+from robustbench_lab.storage.records import RUN_FILE
 
-NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit")}  # they change no weight
+# They change no weight, or, a teacher's words, are said better by its content.
+NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit"), ("defense", "teacher")}
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
-ON_REQUEST = ("attack_misclassified", "test_first", "keep_features", "without_noise")  # the same; what is not asked for is not in the name
+OF_RANDOM_OUTPUT = ("verdict_draws", "eot_samples")  # of these, what changes nothing where no output is random
+ON_REQUEST = ("attack_misclassified", "test_first", "without_noise")  # the same; what is not asked for is not in the name
+LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, or none
 
+LONGEST_CHAIN = 8  # of teachers that have a teacher
 
-def _existing(parent: Path, fingerprint: str, last_file: str) -> Path | None:
-    """The folder of this content; of several, which two processes with other words for it may make side by side, a finished one."""
-    found = sorted(parent.glob(f"*-{fingerprint}"), key=lambda folder: (not (folder / last_file).exists(), folder))
-    return found[0] if found else None
+_chain = ContextVar("chain", default=0)  # how many runs are being described that wait for their teacher
+
+RunAt = Callable[[Sequence[str]], "Run"]  # the run that words describe
 
 
 @dataclass(frozen=True)
 class Run:
-    """What names a training run: its content, and the words a person would use for it."""
+    """What names a training run: its content, and the words a person would use for it.
+
+    teacher: the run that this one's defense learns from, which `defense.teacher` describes by the words in which it differs.
+    teacher_words: of `train`, for the teacher.
+    """
 
     config: dict[str, Any]  # dataset, backbone, defense, training, seed: resolved
     choices: dict[str, str]
+    teacher: Run | None = None
+    teacher_words: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return run_content(self.config, self.teacher.fingerprint if self.teacher else None)
 
     @cached_property
     def fingerprint(self) -> str:
-        kept = {group: {k: v for k, v in self.config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
-        return fingerprint({**kept, "seed": self.config["seed"]})
+        return fingerprint(self.content)
 
     @property
     def name(self) -> str:
@@ -46,17 +60,22 @@ class Run:
         return "-".join([*words, f"s{self.config['seed']}", self.fingerprint])
 
     @property
-    def source(self) -> Run | None:
-        """The run that this one's defense learns from, if any: all but the defense is the same."""
-        if "source" not in self.config["defense"]:
-            return None
-        choices = {group: choice for group, choice in self.choices.items() if group != "defense.source"}
-        choices["defense"] = self.choices.get("defense.source", "source")
-        return Run({**self.config, "defense": self.config["defense"]["source"]}, choices)
+    def random_output(self) -> bool:
+        """Whether two passes over one image may differ."""
+        return says_stochastic(self.config["defense"])
 
     def folder(self, output_root: Path) -> Path:
         """Where the run is, or will be: an existing folder of this content counts under any name."""
-        return _existing(output_root / "runs", self.fingerprint, RUN_FILE) or output_root / "runs" / self.name
+        return existing(output_root / "runs", self.fingerprint, RUN_FILE) or output_root / "runs" / self.name
+
+    def at(self, output_root: Path) -> RunFolder:
+        """Its folder, which knows what it should hold."""
+        return RunFolder(self.folder(output_root), self.differs)
+
+    def differs(self, record: Mapping[str, Any]) -> str | None:
+        """How a run.json speaks of another run; None if it does not."""
+        teacher = record.get("teacher")
+        return difference(run_content(record["config"], teacher and teacher.get("fingerprint")), self.content)
 
 
 @dataclass(frozen=True)
@@ -65,25 +84,60 @@ class Evaluation:
 
     run: Run
     source: Run | None
-    config: dict[str, Any]  # attack, budget, threat_model, HOW, test_size: resolved
+    config: dict[str, Any]  # attack, budget, threat_model, HOW, test_size, and what is asked for: resolved
     choices: dict[str, str]
     source_words: list[str] = field(default_factory=list, compare=False)  # of `train`, for the source
 
+    @property
+    def content(self) -> dict[str, Any]:
+        return self._content_of(self.config)
+
     @cached_property
     def fingerprint(self) -> str:
-        seen = {k: v for k, v in self.config["threat_model"].items() if k != "overrides"}  # the source's content says it better
-        source = self.source.fingerprint if self.source else None
-        order = _order(self.config["attack"])  # which attack is tried first changes who is credited
-        return fingerprint({**self.config, "threat_model": seen, "source": source, **({"order": order} if order else {})})
+        return fingerprint(self.content)
 
     @property
     def name(self) -> str:
         return f"{self.choices['attack']}-{self.choices['threat_model']}-{self.fingerprint}"
 
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The runs that it takes, by the part of the record that speaks of them."""
+        return {"run": self.run, **({"source": self.source} if self.source else {})}
+
+    @property
+    def random_output(self) -> bool:
+        return any(run.random_output for run in self.runs.values()) and not self.config.get("without_noise")
+
     def folder(self, output_root: Path) -> Path:
         """Where the evaluation is, or will be: an existing folder of this content counts under any name."""
-        parent = self.run.folder(output_root) / "evaluate"
-        return _existing(parent, self.fingerprint, RECORD_FILE) or parent / self.name
+        return self.at(output_root).path
+
+    def at(self, output_root: Path) -> EvaluationFolder:
+        """Its folder, which knows what it should hold."""
+        return self.within(self.run.at(output_root))
+
+    def within(self, run: RunFolder) -> EvaluationFolder:
+        """Its folder in that of its run."""
+        return run.evaluation(self.name, self.fingerprint, self.differs)
+
+    def differs(self, record: Mapping[str, Any]) -> str | None:
+        """How a record.json speaks of another evaluation; None if it does not."""
+        return difference(self._content_of(record["config"]), self.content)
+
+    def _content_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        seen = {k: v for k, v in config["threat_model"].items() if k != "overrides"}  # the source's content says it better
+        idle = () if self.random_output else OF_RANDOM_OUTPUT
+        kept = {key: entry for key, entry in config.items() if key not in idle}
+        order = _order(config["attack"])  # which attack is tried first changes who is credited
+        source = self.source.fingerprint if self.source else None
+        return {**kept, "threat_model": seen, "source": source, "order": order or None}
+
+
+def run_content(config: Mapping[str, Any], teacher: str | None) -> dict[str, Any]:
+    """What a run's weights depend on; teacher: the fingerprint of the run that it learns from."""
+    kept = {group: {k: v for k, v in config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
+    return {**kept, "seed": config["seed"], "teacher": teacher}
 
 
 def _order(attack: Mapping[str, Any]) -> list[Any]:
@@ -91,15 +145,29 @@ def _order(attack: Mapping[str, Any]) -> list[Any]:
     return [[name, _order(part)] for name, part in attack.get("attacks", {}).items()]
 
 
+def says_stochastic(node: object) -> bool:
+    """Whether what a config describes, or a part of it, draws at random when it answers: its YAML says `_stochastic_: true`."""
+    if isinstance(node, Mapping):
+        return bool(node.get("_stochastic_")) or any(says_stochastic(entry) for key, entry in node.items() if key != "_stochastic_")
+    return isinstance(node, list) and any(map(says_stochastic, node))
+
+
 def canonical(value: object) -> object:
-    """One spelling per value: 3 and 3.0 alike, tuples as lists, paths as text."""
+    """One spelling per value: 3 and 3.0 alike, tuples as lists, paths as text; a class by its name and whose package it is of, wherever in
+    it. What is null is left out, so that a knob that comes later, null by default, renames nothing."""
     if isinstance(value, Mapping):
-        return {str(key): canonical(entry) for key, entry in value.items()}
+        kept = {str(key): entry for key, entry in value.items() if entry is not None and key != "_stochastic_"}
+        return {key: _class_of(entry) if key == "_target_" else canonical(entry) for key, entry in kept.items()}
     if isinstance(value, list | tuple):
         return [canonical(entry) for entry in value]
     if isinstance(value, float):
         return int(value) if value.is_integer() else repr(value)
     return value
+
+
+def _class_of(target: object) -> str:
+    package, _, rest = str(target).partition(".")
+    return f"{package}.{rest.rpartition('.')[2]}"
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
@@ -108,37 +176,72 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def run_of(cfg: DictConfig, choices: Mapping[str, Any]) -> Run:
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The keys in which two contents differ, at most four; None for none."""
+    one, other = canonical(found), canonical(wanted)
+    if one == other:
+        return None
+    flat = [_flat(one), _flat(other)]
+    keys = sorted(key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key))
+    told = [f"{key}: {flat[0].get(key)!r} != {flat[1].get(key)!r}" for key in keys]
+    return f"{', '.join(told[:4])}{', ...' if len(told) > 4 else ''}"
+
+
+def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: Sequence[str], run_at: RunAt | None = None) -> Run:
+    """The run that a composed config describes; `words` are those that it was composed from, `run_at` gives the run that words describe.
+
+    Raises LabError where `defense.teacher` does not choose a defense, or a run would teach itself.
+    """
     named = {group: str(choices[group]) for group in RUN_GROUPS}
-    if (source := choices.get("defense@defense.source")) is not None:
-        named["defense.source"] = str(source)
-    return Run(plain(cfg, *RUN_GROUPS, "seed"), named)
+    config = plain(cfg, *RUN_GROUPS, "seed")
+    described = config["defense"].get("teacher")
+    if described is None:
+        return Run(config, named)
+    if not isinstance(described, list) or not any(str(word).startswith("defense=") for word in described):
+        raise LabError(f"defense.teacher: expected the words in which that run differs, such as [defense=standard], got {described!r}")
+    of_teacher = merged_overrides(described_by(named, words), described)
+    chain = _chain.set(_chain.get() + 1)
+    try:
+        if _chain.get() > LONGEST_CHAIN:
+            raise LabError(f"defense.teacher: {described} describe a run that learns from itself; choose another defense there")
+        return Run(config, named, (run_at or run_at_words)(of_teacher), of_teacher)
+    finally:
+        _chain.reset(chain)
+
+
+def run_at_words(words: Sequence[str]) -> Run:
+    """The run that words of `train` describe."""
+    return run_of(*compose("train", [readable(word) for word in words]), words)
+
+
+def described_by(choices: Mapping[str, str], words: Sequence[str]) -> list[str]:
+    """The words of `train` that give a run again: its groups' choices, and what else its own words say of it."""
+    return merged_overrides([f"{group}={choices[group]}" for group in RUN_GROUPS], train_overrides(words))
 
 
 def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str]) -> Evaluation:
     """The evaluation that a composed config describes; `overrides` are the words that it was composed from."""
-    return evaluation_from(run_of(cfg, choices), setting_of(cfg), choices, overrides, lambda words: run_of(*compose("train", words)))
+    return evaluation_from(run_of(cfg, choices, overrides), setting_of(cfg), choices, overrides, run_at_words)
 
 
-def setting_of(cfg: DictConfig) -> dict[str, Any]:
-    """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and metrics, resolved."""
+def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and what is asked for, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
     config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
     asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
-    return config | asked | (plain(cfg, "metric") if "metric" in cfg else {})
+    return config | asked | plain(cfg, *(group for group in LISTS if group in cfg))
 
 
 def evaluation_from(
-    run: Run, config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], run_at: Callable[[Sequence[str]], Run]
-) -> Evaluation:
+    run: Run, config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], run_at: RunAt
+) -> Evaluation:  # fmt: skip
     """As evaluation_of, from its parts; `run_at` gives the run that words describe.
 
     Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
     """
     source, source_words = None, []
     if config["threat_model"]["sees"] in ("twin", "substitute"):
-        described = merged_overrides([f"{group}={run.choices[group]}" for group in RUN_GROUPS], train_overrides(overrides))
-        source_words = merged_overrides(described, config["threat_model"]["overrides"])
+        source_words = merged_overrides(described_by(run.choices, overrides), config["threat_model"]["overrides"])
         source = run_at(source_words)
         if config["threat_model"]["sees"] == "substitute" and source.fingerprint == run.fingerprint:
             raise LabError(
@@ -152,8 +255,8 @@ def nearest_runs(run: Run, output_root: Path, most: int = 3) -> str:
     """The finished runs that differ least from this one, with the keys that differ: what to look at when it is missing."""
     wanted = _flat(run.config)
     ranked = []
-    for folder, record in finished_runs(output_root):
-        found = _flat(record.get("config", {}))
+    for folder in OutputFolder(output_root).trained():
+        found = _flat(folder.record["config"])
         differing = sorted(k for k in wanted.keys() | found.keys() if canonical(wanted.get(k)) != canonical(found.get(k)))
         differing = [k for k in differing if tuple(k.split(".")[:2]) not in NOT_IN_RUN]
         ranked.append((len(differing), folder.name, [f"{k}: {found.get(k)!r} != {wanted.get(k)!r}" for k in differing]))

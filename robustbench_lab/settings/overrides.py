@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
+OTHER_RUNS = ("threat_model.overrides", "defense.teacher")  # keys whose value is a list of words that describe another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
 
@@ -29,7 +30,7 @@ def train_overrides(overrides: Sequence[str]) -> list[str]:
 def readable(override: str) -> str:
     """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped; other words, and a quoted list, as they are."""
     key, _, value = override.partition("=")
-    if key != "threat_model.overrides" or "'" in value or '"' in value:
+    if key not in OTHER_RUNS or "'" in value or '"' in value:
         return override
     return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
 
@@ -51,7 +52,7 @@ def _key(override: str) -> str:
 
 
 def inner_words(word: str) -> list[str]:
-    """The words within `threat_model.overrides=[...]`; none of any other word."""
+    """The words within `threat_model.overrides=[...]` or `defense.teacher=[...]`; none of any other word."""
     override = parsed(word)
-    value = override.value() if override.key_or_group == "threat_model.overrides" else []
+    value = override.value() if override.key_or_group in OTHER_RUNS else []
     return [str(entry) for entry in value] if isinstance(value, list) else []

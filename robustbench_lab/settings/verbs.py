@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.conf import CONF, choices
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
@@ -66,8 +66,7 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
 
 def groups_of(verb: str) -> str:
     """For its help: a line for each group, with the choices there are."""
-    lines = [f"{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}" for group in groups_and_keys(verb)[0]]
-    return "\n".join(lines)
+    return "\n".join(f"{group}: {', '.join(choices(group))}" for group in groups_and_keys(verb)[0])
 
 
 OmegaConf.register_new_resolver("groups_of", groups_of, replace=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.intervals import wilson_interval
-from robustbench_lab.storage.files import SCHEMA, read_json, write_json
+from robustbench_lab.storage.files import read_json
 
 log = logging.getLogger("robustbench_lab")
 
@@ -24,8 +21,18 @@ OUTCOME_FILE = "outcome.npz"  # of an evaluation: what happened to each image
 EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
 FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of some images, clean and attacked
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on
+CHECKPOINT_FILE = "checkpoint.safetensors"  # of a training run: where it stands after a complete epoch
+PARTIAL_FILE = "outcome.partial.npz"  # of an evaluation: what is done so far
 ERROR_FILE = "error.json"
 METRICS_FILE = "metrics.jsonl"  # of a training run: a line for each epoch
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A training run's run.json. Raises LabError, naming the file, when it is damaged: without the digest no weights could be trusted."""
+    content = read_json(path)
+    if not isinstance(content.get("model_digest"), str) or not isinstance(content.get("config"), dict):
+        raise LabError(f"{path} is damaged: expected the run's config and the digest of its weights; train with force=true")
+    return content
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -42,25 +49,3 @@ def read_record(path: Path) -> dict[str, Any]:
     if not sound:
         raise LabError(f"{path} is damaged: its figures do not agree with one another; repeat the job with force=true")
     return record
-
-
-def finished_runs(output_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every finished training run with its run.json; damaged ones are passed over."""
-    for path in sorted((output_root / "runs").glob(f"*/{RUN_FILE}")):
-        with suppress(LabError):
-            yield path.parent, read_json(path)
-
-
-@contextmanager
-def leaving_error(folder: Path) -> Iterator[None]:
-    """Leave the error of a failed job in its folder; the next attempt takes it away."""
-    path = folder / ERROR_FILE
-    path.unlink(missing_ok=True)
-    try:
-        yield
-    except Exception as error:
-        try:
-            write_json(path, {"schema": SCHEMA, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
-        except LabError:
-            log.warning("the error could not be written to %s either", path)
-        raise

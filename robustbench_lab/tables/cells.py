@@ -9,8 +9,7 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
-from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE, read_record
+from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.tables.expansion import Expansion
 from robustbench_lab.tables.grid import Column, Row, Table
 from robustbench_lab.tables.published import PublishedFigure
@@ -144,8 +143,7 @@ def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list
 def filled_from(tables: Sequence[Table], output_roots: Sequence[Path]) -> list[list[tuple[Table, list[Cell]]]]:
     """The same from each of several output folders."""
     words = [list(table.words()) for table in tables]
-    expansion = Expansion(overrides for cells in words for _, _, overrides in cells)
-    every = [Records(output_root) for output_root in output_roots]
+    expansion, every = Expansion(), [Records(output_root) for output_root in output_roots]
     return [[(table, _cells(table, cells, expansion, known)) for table, cells in zip(tables, words, strict=True)] for known in every]
 
 
@@ -190,12 +188,8 @@ class Records:
     """The records of an output folder, each file read once."""
 
     def __init__(self, output_root: Path) -> None:
-        self.output_root = output_root
+        self._folder = OutputFolder(output_root)
         self._found: dict[tuple[str, str], tuple[dict[str, Any] | None, str | None]] = {}
-        self._folders: dict[str, Path] = {}
-        self._trained: dict[Path, dict[str, Any]] = {}
-        for path in sorted((output_root / "runs").glob("*")):
-            self._folders.setdefault(path.name.rpartition("-")[2], path)
 
     def find(self, evaluation: Evaluation) -> tuple[dict[str, Any] | None, str | None]:
         """The evaluation's record; or None and, unless it was never made, why it does not count."""
@@ -205,27 +199,13 @@ class Records:
         return self._found[key]
 
     def _read(self, evaluation: Evaluation) -> tuple[dict[str, Any] | None, str | None]:
-        run = self._folders.get(evaluation.run.fingerprint)
-        if run is None:
-            return None, None
-        path = next(iter(sorted((run / "evaluate").glob(f"*-{evaluation.fingerprint}"))), run / "evaluate" / evaluation.name) / RECORD_FILE
-        if not path.exists():
+        run = self._folder.runs.get(evaluation.run.fingerprint)
+        folder = None if run is None else evaluation.within(run)
+        if run is None or folder is None or not folder.made:
             return None, None
         try:
-            record = read_record(path)
-            if record.get("fingerprint") != evaluation.fingerprint:
-                return None, f"{path} is the record of another evaluation; evaluate again with force=true"
-            for part, trained in (("run", evaluation.run), ("source", evaluation.source)):
-                if trained is not None and record[part]["model_digest"] != self._run(trained)["model_digest"]:
-                    return None, f"{path} speaks of other weights than {trained.name} has now; evaluate again"
-            record["run"]["parameters"] = self._run(evaluation.run).get("parameters")  # a record need not repeat what its run says
-        except (LabError, KeyError, TypeError) as error:
-            return None, str(error) if isinstance(error, LabError) else f"{path} is damaged ({error!r}); evaluate again with force=true"
+            record = folder.record(self._folder.digests({part: of.fingerprint for part, of in evaluation.runs.items()}))
+        except LabError as error:
+            return None, str(error)
+        record["run"]["parameters"] = run.record.get("parameters")  # a record need not repeat what its run says
         return record, None
-
-    def _run(self, run: Run) -> dict[str, Any]:
-        """What the run says of itself."""
-        path = self._folders.get(run.fingerprint, self.output_root / "runs" / run.name) / RUN_FILE
-        if path not in self._trained:
-            self._trained[path] = read_json(path)
-        return self._trained[path]

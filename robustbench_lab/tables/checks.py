@@ -11,7 +11,7 @@ import yaml
 from hydra.errors import HydraException
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.conf import choices
 from robustbench_lab.settings.overrides import inner_words, parsed
 from robustbench_lab.tables.claims import cells_in
 from robustbench_lab.tables.profiles import PROFILES
@@ -37,7 +37,7 @@ def check(table: Table, path: Path) -> None:
     labels = {axis: [entry.label for entry in getattr(table, axis)] for axis in ("rows", "columns")}
     for axis, found in labels.items():
         require(len(set(found)) == len(found), path, axis, "labels that differ", found)
-    metrics = [*ACCURACIES, PARAMETERS, *(f"{OTHERS}{file.stem}" for file in sorted((CONF / "metric").glob("*.yaml")))]
+    metrics = [*ACCURACIES, PARAMETERS, *(f"{OTHERS}{name}" for name in choices("metric"))]
     require(table.metric in metrics, path, "metric", f"one of {', '.join(metrics)}", table.metric)
     for i, column in enumerate(table.columns):
         require(column.metric in (None, *metrics), path, f"columns[{i}].metric", f"one of {', '.join(metrics)}", column.metric)
@@ -153,11 +153,10 @@ def _check_words(table: Table, path: Path) -> None:
                 raise LabError(f"{place(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
             for override in found:
                 group = override.key_or_group
-                if (CONF / group).is_dir():
-                    choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+                if there := choices(group):
                     value = override.value()
-                    known = all(entry in choices for entry in (value if isinstance(value, list) else [value]))
-                    require(known, path, key, f"{group} to be one of {', '.join(choices)}", value)
+                    known = all(entry in there for entry in (value if isinstance(value, list) else [value]))
+                    require(known, path, key, f"{group} to be one of {', '.join(there)}", value)
 
 
 def _check_measured(table: Table, path: Path) -> None:
@@ -204,8 +203,8 @@ def _check_features(table: Table, path: Path) -> None:
     require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
     known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
     require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
-    kept = any(parsed(word).key_or_group == "keep_features" for _, _, words in table.words() for word in words)
-    require(kept, path, "figure", "words with keep_features, for a figure of features", table.overrides)
+    kept = any(parsed(word).key_or_group == "keep" for _, _, words in table.words() for word in words)
+    require(kept, path, "figure", "words with keep=[features], for a figure of features", table.overrides)
 
 
 def _place_on_axis(label: str) -> float | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import Evaluation, Run, run_of
-from robustbench_lab.settings.overrides import merged_overrides, train_overrides
+from robustbench_lab.settings.identity import Evaluation, Run
+from robustbench_lab.settings.overrides import train_overrides
 from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE, finished_runs
+from robustbench_lab.storage.folders import OutputFolder
+from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
 
 
@@ -37,29 +38,66 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every distinct job behind some tables' cells, trainings first."""
+    """Every distinct job behind some tables' cells: runs by fingerprint, evaluations by the run's and their own."""
 
-    jobs: list[Job]
+    runs: dict[str, Job]
+    evaluations: dict[tuple[str, str], Job]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Trainings first."""
+        return [*self.runs.values(), *self.evaluations.values()]
 
     def missing(self, verb: str) -> list[Job]:
         return [job for job in self.jobs if job.verb == verb and not job.finished]
 
-    def lines(self) -> Iterator[str]:
-        """What is finished, what is missing, and how long that may take."""
-        for verb, noun in (("train", "training runs"), ("evaluate", "evaluations")):
-            jobs, missing = [job for job in self.jobs if job.verb == verb], self.missing(verb)
+    def behind(self, cells: Iterable[Cell]) -> Plan:
+        """The part of it that some of the cells need."""
+        keys = dict.fromkeys(key_of(evaluation) for cell in cells for _, evaluation, _ in asked_by(cell))
+        evaluations = {key: self.evaluations[key] for key in keys}
+        todo, needed = [run for job in evaluations.values() for run in job.needs], set[str]()
+        while todo:
+            if (run := todo.pop()) not in needed:
+                needed.add(run)
+                todo += self.runs[run].needs
+        return Plan({run: job for run, job in self.runs.items() if run in needed}, evaluations)
+
+    def lines(self, tables: Mapping[str, Iterable[Cell]], full: bool = False) -> Iterator[str]:
+        """Of each table, and of all: what is finished, what is missing, and how long that may take; `full`: with every missing job."""
+        width = max([len(name) for name in tables], default=0)
+        for name, cells in tables.items():
+            part = self.behind(cells)
+            runs, evaluations, missing = part.missing("train"), part.missing("evaluate"), [job for job in part.jobs if not job.finished]
+            yield (
+                f"{name:<{width}}  runs {len(part.runs) - len(runs):>3} finished {len(runs):>3} missing  evaluations "
+                f"{len(part.evaluations) - len(evaluations):>4} finished {len(evaluations):>4} missing"
+                + (f"  {estimate(missing)}" if missing else "")
+            )
+        for verb, noun, jobs in (("train", "training runs", self.runs), ("evaluate", "evaluations", self.evaluations)):
+            missing = self.missing(verb)
             line = f"{len(jobs)} {noun}: {len(jobs) - len(missing)} finished, {len(missing)} missing"
             yield line + (f" ({estimate(missing)})" if missing else "")
-            yield from (f"  {job.name}{f'  {duration(job.seconds)}' if job.seconds is not None else ''}" for job in missing)
+            if full:
+                yield from (f"  {job.name}{f'  {duration(job.seconds)}' if job.seconds is not None else ''}" for job in missing)
+
+
+def asked_by(cell: Cell) -> Iterator[tuple[list[str], Evaluation, bool]]:
+    """The evaluations behind a cell: their words, and whether each is finished."""
+    if cell.evaluation is not None:
+        yield cell.overrides, cell.evaluation, cell.record is not None
+
+
+def key_of(evaluation: Evaluation) -> tuple[str, str]:
+    return evaluation.run.fingerprint, evaluation.fingerprint
 
 
 def estimate(jobs: Sequence[Job]) -> str:
     """The time that jobs may take, one after the other, from records of like ones."""
     known = [job.seconds for job in jobs if job.seconds is not None]
-    if not known:
-        return "no estimate: nothing like them has run here"
     unknown = len(jobs) - len(known)
-    return f"about {duration(sum(known))}, one after the other" + (f"; {unknown} of them without an estimate" if unknown else "")
+    if not known:
+        return "no estimate"
+    return f"about {duration(sum(known))}" + (f" and {unknown} without an estimate" if unknown else "")
 
 
 def duration(seconds: float) -> str:
@@ -77,66 +115,87 @@ def duration(seconds: float) -> str:
 
 def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
     """The jobs behind the cells, each once."""
-    cells, costs = list(cells), Costs(output_root)
-    trained = {folder.name.rpartition("-")[2] for folder, _ in finished_runs(output_root)}
+    there = OutputFolder(output_root)
+    costs, folders = Costs(there), Folders(there)
     runs: dict[str, Job] = {}
     evaluations: dict[tuple[str, str], Job] = {}
-    for cell in cells:
-        evaluation = cell.evaluation
-        if evaluation is None:
+    for words, evaluation, finished in (asked for cell in cells for asked in asked_by(cell)):
+        if key_of(evaluation) in evaluations:
             continue
-        words = train_overrides(cell.overrides)
-        for run, described in ((evaluation.run, words), (evaluation.source, evaluation.source_words)):
-            if run is not None and run.fingerprint not in runs:
+        needs = [run for run in (evaluation.run, evaluation.source) if run is not None]
+        for run, described in zip(needs, (train_overrides(words), evaluation.source_words), strict=False):
+            if run.fingerprint not in runs:
                 for part, its_words in _with_teachers(run, described):
-                    file, needs = part.folder(output_root) / RUN_FILE, frozenset({part.source.fingerprint} if part.source else ())
-                    finished = part.fingerprint in trained
-                    runs.setdefault(
-                        part.fingerprint,
-                        Job("train", part.name, list(its_words), file, needs, part.fingerprint, finished, costs.training(part)),
-                    )
-        needs = frozenset(run.fingerprint for run in (evaluation.run, evaluation.source) if run is not None)
-        evaluations.setdefault(
-            (evaluation.run.fingerprint, evaluation.fingerprint),
-            Job(
-                "evaluate", f"{evaluation.run.name} {evaluation.name}", cell.overrides, evaluation.folder(output_root) / RECORD_FILE, needs,
-                evaluation.fingerprint, cell.record is not None, costs.attacking(evaluation),
-            ),
+                    if part.fingerprint not in runs:
+                        runs[part.fingerprint] = _training(part, list(its_words), folders, costs)
+        name = f"{evaluation.run.name} {evaluation.name}"
+        evaluations[key_of(evaluation)] = Job(
+            "evaluate", name, words, folders.of_evaluation(evaluation) / RECORD_FILE,
+            frozenset(run.fingerprint for run in needs), evaluation.fingerprint, finished,
+            None if finished else costs.attacking(evaluation),
         )  # fmt: skip
     for fingerprint in {needed for job in evaluations.values() if not job.finished for needed in job.needs}:
-        if not runs[fingerprint].file.with_name(MODEL_FILE).exists():  # what is measured stays, but the rest needs the weights again
-            runs[fingerprint] = replace(runs[fingerprint], finished=False)
-    return Plan([*runs.values(), *evaluations.values()])
+        job = runs[fingerprint]
+        if job.finished and not job.file.with_name(MODEL_FILE).exists():  # what is measured stays, but the rest needs the weights again
+            runs[fingerprint] = replace(job, finished=False)
+    return Plan(runs, evaluations)
+
+
+def _training(run: Run, words: list[str], folders: Folders, costs: Costs) -> Job:
+    needs = frozenset({run.teacher.fingerprint} if run.teacher else ())
+    finished = run.fingerprint in costs.trained
+    return Job("train", run.name, words, folders.of_run(run) / RUN_FILE, needs, run.fingerprint, finished, costs.training(run))
 
 
 def _with_teachers(run: Run, words: Sequence[str]) -> list[tuple[Run, Sequence[str]]]:
-    """The runs that a run learns from, and at last itself, each with its words; a teacher that no words describe is left to `train`."""
-    found: list[tuple[Run, Sequence[str]]] = [(run, words)]
-    while (teacher := found[0][0].source) is not None:
-        described = merged_overrides(found[0][1], [f"defense={teacher.choices['defense']}"])
-        if run_of(*compose("train", described)).fingerprint != teacher.fingerprint:
-            break
-        found.insert(0, (teacher, described))
-    return found
+    """The runs that a run learns from, and at last itself, each with its words."""
+    taught = _with_teachers(run.teacher, run.teacher_words) if run.teacher else []
+    return [*taught, (run, words)]
+
+
+class Folders:
+    """Where runs and evaluations are, or will be; what there is is listed once."""
+
+    def __init__(self, there: OutputFolder) -> None:
+        self.there = there
+
+    def of_run(self, run: Run) -> Path:
+        found = self.there.runs.get(run.fingerprint)
+        return found.path if found else self.there.root / "runs" / run.name
+
+    def of_evaluation(self, evaluation: Evaluation) -> Path:
+        found = self.there.runs.get(evaluation.run.fingerprint)
+        return evaluation.within(found).path if found else self.of_run(evaluation.run) / "evaluate" / evaluation.name
 
 
 class Costs:
     """What finished jobs took, by what they have in common with one that is to come: the likest ones count."""
 
-    def __init__(self, output_root: Path) -> None:
-        self._training: dict[tuple[Any, ...], list[float]] = {}
-        self._attacking: dict[tuple[Any, ...], list[float]] = {}
-        for folder, run in finished_runs(output_root):
+    def __init__(self, there: OutputFolder) -> None:
+        self._finished = list(there.trained())
+        self.trained = {run.name.rpartition("-")[2] for run in self._finished}
+
+    @cached_property
+    def _training(self) -> dict[tuple[Any, ...], list[float]]:
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for run in self._finished:
             with suppress(KeyError, TypeError):
-                for key in _like_training(run["choices"], run["config"]):
-                    self._training.setdefault(key, []).append(float(run["seconds"]))
-            for path in (folder / "evaluate").glob(f"*/{RECORD_FILE}"):
-                with suppress(LabError, KeyError, TypeError):
-                    record = read_json(path)
-                    if any(record.get("examples_from_before", ())):
-                        continue  # it did not search
-                    for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):
-                        self._attacking.setdefault(key, []).append(float(record["seconds"]))
+                for key in _like_training(run.record["choices"], run.record["config"]):
+                    found.setdefault(key, []).append(float(run.record["seconds"]))
+        return found
+
+    @cached_property
+    def _attacking(self) -> dict[tuple[Any, ...], list[float]]:
+        """Read when something is missing."""
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for evaluation in (evaluation for run in self._finished for evaluation in run.evaluations()):
+            with suppress(LabError, KeyError, TypeError):
+                record = read_json(evaluation.path / RECORD_FILE)
+                if any(record.get("examples_from_before", ())):
+                    continue  # it did not search
+                for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):
+                    found.setdefault(key, []).append(float(record["seconds"]))
+        return found
 
     def training(self, run: Run) -> float | None:
         return _median(self._training, _like_training(run.choices, run.config))

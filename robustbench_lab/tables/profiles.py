@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import CONF
 from robustbench_lab.settings.overrides import inner_words, merged_overrides, parsed, readable
+from robustbench_lab.settings.yaml_files import read_yaml
 
 RULES = CONF / "grid"
 PROFILES = {  # from the whole to the least, and what each means
@@ -40,7 +40,7 @@ class Rules:
     def read(cls, profile: str) -> Rules:
         path = RULES / f"{profile}.yaml"
         try:
-            rules = cls(**OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+            rules = cls(**read_yaml(path))
         except (TypeError, OSError, YAMLError, OmegaConfBaseException) as error:
             raise LabError(f"{path}: {error}") from error
         if rules.curve_points is not None and rules.curve_points < 2:

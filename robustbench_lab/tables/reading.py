@@ -8,12 +8,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import tables_folder
+from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables.checks import check, file_of, place, require
 from robustbench_lab.tables.claims import Claim, cells_in
 from robustbench_lab.tables.grid import Column, Row, Table
@@ -58,7 +58,7 @@ def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one, a wrong count, or a choice that does not exist."""
     path = file_of(tables_folder(), name)
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        content: Any = read_yaml(path)
         if "like" in content:
             content = {**_likeness(content, path), **content}
             del content["like"]
@@ -81,7 +81,7 @@ def _likeness(content: Mapping[str, Any], path: Path) -> Any:
     name = content["like"]
     require(name in table_names(), path, "like", f"one of {', '.join(table_names())}", name)
     require("title" in content, path, "like", "a title beside it, because no two tables have the same", name)
-    other = OmegaConf.to_container(OmegaConf.load(file_of(tables_folder(), name)))
+    other = read_yaml(file_of(tables_folder(), name))
     require(isinstance(other, Mapping) and "like" not in other, path, "like", "a table that is not like another itself", name)
     return other
 

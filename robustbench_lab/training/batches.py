@@ -31,7 +31,7 @@ def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def epoch_batches(
-    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, source: Defended | None = None
+    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, teacher: Defended | None = None
 ) -> Iterator[Batch]:
     """The batches of one epoch, in an order and with augmentation that (seed, epoch) determine; a last batch of one image is dropped."""
     generator = torch.Generator().manual_seed(stable_hash(seed, "order", epoch))
@@ -42,7 +42,7 @@ def epoch_batches(
     batches = data.batches(train[order % len(train)], recipe.batch_size)
     for (x, y, ids), copy in zip(batches, visit.split(recipe.batch_size), strict=True):
         rng = ImageRandom.of(ids, seed, "train", epoch).at(copy)
-        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy), source)
+        yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy), teacher)
 
 
 def augment(x: Tensor, recipe: Recipe, rng: ImageRandom) -> Tensor:

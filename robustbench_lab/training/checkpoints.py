@@ -16,7 +16,6 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.training.state import State
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,25 +9,14 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.storage.files import storing
-from robustbench_lab.storage.records import METRICS_FILE
+from robustbench_lab.storage.folders import RunFolder
 
 EVENTS_FOLDER = "tensorboard"
 
 Row = dict[str, Any]  # of a training's history: the numbers of one epoch
 
 
-def _write_events(folder: Path) -> None:
-    """A finished run's event files, from its metrics. Raises LabError where these cannot be read."""
-    path = folder / METRICS_FILE
-    try:
-        history = [json.loads(line) for line in path.read_bytes().splitlines()]
-    except (OSError, ValueError) as error:
-        raise LabError(f"{path} cannot be read ({error}); train with force=true, or leave out tensorboard=true") from error
-    with _events(folder, history):
-        pass
-
-
-def _summary_writer() -> Any:
+def need_tensorboard() -> Any:
     """TensorBoard's writer, a class. Raises LabError, with the install command, where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -37,8 +25,18 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
+def write_events(folder: RunFolder) -> None:
+    """A finished run's event files, from its metrics. Raises LabError where these cannot be read."""
+    try:
+        history = folder.epochs()
+    except LabError as error:
+        raise LabError(f"{error}, or leave out tensorboard=true") from error
+    with events(folder.path, history):
+        pass
+
+
 @contextmanager
-def _events(folder: Path, history: Sequence[Row]) -> Iterator[Callable[[Row], None]]:
+def events(folder: Path, history: Sequence[Row]) -> Iterator[Callable[[Row], None]]:
     """The run's event files, begun anew with the epochs in `history`; what it yields adds one more, and they are on disk then.
 
     Each number of a row is a scalar at the step of its epoch, named loss/<player>, validation/accuracy or epoch/<number>.
@@ -50,7 +48,7 @@ def _events(folder: Path, history: Sequence[Row]) -> Iterator[Callable[[Row], No
                 old.write_bytes(b"")  # an open TensorBoard waits for more of a file that is deleted, and goes on to the next from this one
             else:
                 old.unlink()
-        writer = _summary_writer()(str(path), purge_step=1)  # an open TensorBoard forgets what it has read
+        writer = need_tensorboard()(str(path), purge_step=1)  # an open TensorBoard forgets what it has read
 
     def add(row: Row) -> None:
         with storing(path):

@@ -16,6 +16,7 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
+from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.training.batches import epoch_batches, split_validation, spread
@@ -33,22 +34,25 @@ def fit(
     seed: int,
     state: State | None = None,
     save: Callable[[State], None] = lambda state: None,
-    source: Defended | None = None,
+    teacher: Defended | None = None,
 ) -> State:
     """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
 
-    The model and the data lie on one device. source: the trained model that a `Taught` defense learns from.
+    The model and the data lie on one device. teacher: the trained model that a `Taught` defense learns from.
     Returns the last state; the model then holds the weights that the recipe keeps.
     Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
     """
     train, validation = split_validation(len(train_data), recipe.validation)
-    teacher = None if source is None else source.eval().requires_grad_(False)
-    if (extra := defense.extra_images(teacher, _chosen(train_data, train), seed)) is not None:
+    own = _chosen(train_data, train)
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    if (extra := defense.extra_images(teacher, own, seed)) is not None:
         train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
         train_data = train_data.followed_by(extra)
     if state is None:
         state = State()
-        defense.prepare(model, _chosen(train_data, train))
+        learn_statistics(model, own, seed)
+        defense.prepare(model, _chosen(train_data, train), teacher)
     else:
         model.load_state_dict(state.model)
     if recipe.channels_last:
@@ -104,6 +108,15 @@ def fit(
 def _chosen(data: ImageSet, positions: Tensor) -> ImageSet:
     """Those of the images at different positions; all of them are not copied."""
     return data if len(positions) == len(data) else data.subset(positions)
+
+
+def learn_statistics(model: Defended, images: ImageSet, seed: int) -> None:
+    """What the model's own layers learn from the training images before the first step; it goes into buffers."""
+    for module in model.modules():
+        if isinstance(module, FirstLayer):
+            module.fit(images)
+    for place, front in enumerate(model.each_front()):
+        front.fit(images, torch.Generator().manual_seed(stable_hash(seed, "front", place)))
 
 
 def backward(player: Player, model: Defended, batch: Batch, precision: str) -> Tensor:

@@ -4,43 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from torch.optim import Optimizer
 
-from robustbench_lab.knobs import is_number, require, require_flag, require_not_negative
+from robustbench_lab.knobs import Count, Knobs, NotNegative, ShareBelowOne, above, at_least, below, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiStep:
+class MultiStep(Knobs):
     """The learning rate times `factor` from each of the epochs `milestones` on."""
 
     milestones: Sequence[float]
-    factor: float
-
-    def __post_init__(self) -> None:
-        listed = isinstance(self.milestones, list | tuple) and all(map(is_number, self.milestones))
-        require(listed, "milestones", "a list of epochs", self.milestones)
-        require_not_negative(self.factor, "factor")
+    factor: NotNegative
 
     def __call__(self, epoch: float, epochs: int) -> float:
         return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneCycle:
+class OneCycle(Knobs):
     """Linear warm-up from `start` to 1 over the first `warmup` share of training, then linear decay to `end`.
 
     Source: Smith and Topin 2019, arXiv:1708.07120, in the piecewise linear form of Wong et al. 2020 (Fast AT), arXiv:2001.03994.
     """
 
-    warmup: float
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        require(is_number(self.warmup) and 0 < self.warmup < 1, "warmup", "a share of training in (0, 1)", self.warmup)
-        require_not_negative(self.start, "start")
-        require_not_negative(self.end, "end")
+    warmup: Annotated[float, above(0), below(1)]
+    start: NotNegative
+    end: NotNegative
 
     def __call__(self, epoch: float, epochs: int) -> float:
         done = epoch / epochs
@@ -50,7 +41,7 @@ class OneCycle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Knobs):
     """How to train, whatever the defense.
 
     optimizer: takes parameters, returns a torch optimiser. schedule: (epoch, fractional; epochs) -> factor on its learning rate.
@@ -61,36 +52,21 @@ class Recipe:
     after which training stops (null: never). keep: the last weights, or those of best validation accuracy.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: Count
+    batch_size: Count
     optimizer: Callable[..., Optimizer]
     schedule: Callable[[float, int], float]
-    crop_padding: int
+    crop_padding: Annotated[int, at_least(0)]
     flip: bool
-    precision: str
-    attack_precision: str
+    precision: Literal["fp32", "bf16"]
+    attack_precision: Literal["fp32", "bf16"]
     channels_last: bool
     compile: bool
-    validation: float
-    patience: int | None
-    keep: str
+    validation: ShareBelowOne
+    patience: Count | None
+    keep: Literal["last", "best"]
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            value = getattr(self, key)
-            require(isinstance(value, int) and value >= 1, key, "a whole number >= 1", value)
-        require(isinstance(self.crop_padding, int) and self.crop_padding >= 0, "crop_padding", "a whole number >= 0", self.crop_padding)
-        for key in ("precision", "attack_precision"):
-            require(getattr(self, key) in ("fp32", "bf16"), key, "fp32 or bf16", getattr(self, key))
-        for key in ("flip", "channels_last", "compile"):
-            require_flag(getattr(self, key), key)
-        require(is_number(self.validation) and 0 <= self.validation < 1, "validation", "a share in [0, 1)", self.validation)
-        require(
-            self.patience is None or (isinstance(self.patience, int) and self.patience >= 1),
-            "patience",
-            "a whole number >= 1, or null",
-            self.patience,
-        )
-        require(self.keep in ("last", "best"), "keep", "last or best", self.keep)
+        super().__post_init__()
         selects = self.keep == "best" or self.patience is not None
         require(not selects or self.validation > 0, "validation", "a share > 0, because keep=best and patience need one", self.validation)

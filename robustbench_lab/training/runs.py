@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from robustbench_lab.datasets.base import Dataset
+from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.settings.build import build, dataset_of
-from robustbench_lab.settings.identity import Run
-from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import MODEL_FILE, RUN_FILE
+from robustbench_lab.settings.identity import Run, nearest_runs
+from robustbench_lab.storage.folders import Missing
+from robustbench_lab.storage.records import RUN_FILE
 from robustbench_lab.training.checkpoints import load_weights, read_tensors
 from robustbench_lab.training.recipe import Recipe
 
@@ -29,7 +31,8 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
         raise LabError(f"seed: expected a whole number, got {seed!r}")
 
     def make_net() -> Classifier:
-        return Classifier(Normalise(dataset.mean, dataset.std), build(run.config["backbone"], "backbone"))
+        normalise = build(run.config["dataset"]["normalise"], "dataset.normalise")
+        return Classifier(normalise, build(run.config["backbone"], "backbone"), (dataset.channels, dataset.size, dataset.size))
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)
@@ -40,12 +43,35 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     return dataset, model, defense, recipe
 
 
-def load_run(run: Run, folder: Path, device: torch.device) -> tuple[Dataset, Defended, Defense]:
-    """A finished run's dataset, trained model (eval mode, on the device) and defense."""
+def load_run(run: Run, output_root: Path, device: torch.device) -> tuple[Dataset, Defended, Defense]:
+    """A finished run's dataset, trained model (eval mode, on the device) and defense.
+
+    Raises LabError where its weights are damaged, gone or others than run.json speaks of, and where its output is random and its defense's
+    file does not say so.
+    """
     dataset, model, defense, _ = objects(run)
-    path = folder / MODEL_FILE
-    tensors, meta = read_tensors(path)
-    load_weights(model, tensors, path)
-    if meta["digest"] != read_json(folder / RUN_FILE)["model_digest"]:
-        raise LabError(f"{path} holds other weights than {RUN_FILE} beside it speaks of; train with force=true")
+    folder = run.at(output_root)
+    tensors, meta = read_tensors(folder.weights)
+    load_weights(model, tensors, folder.weights)
+    if meta["digest"] != folder.digest:
+        raise LabError(f"{folder.weights} holds other weights than {RUN_FILE} beside it speaks of; train with force=true")
+    if model.stochastic and not run.random_output:
+        name = run.choices["defense"]
+        raise LabError(f"defense._stochastic_: expected true in the file of defense={name}, whose output is random, got none")
     return dataset, model.to(device).eval(), defense
+
+
+def digest_of(run: Run, output_root: Path) -> str:
+    """The digest of a finished run's weights. Raises LabError, with the nearest finished runs, when there is none."""
+    try:
+        return run.at(output_root).digest
+    except Missing:
+        words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))
+        missing = f"no finished run for {words} seed {run.config['seed']} ({run.fingerprint})"
+        remedy = "; train it with the same settings: python -m robustbench_lab train ..."
+        raise LabError(missing + nearest_runs(run, output_root) + remedy) from None
+
+
+def load_split(dataset: Dataset, split: Split, data: Mapping[str, Any]) -> ImageSet:
+    """One of a dataset's splits, from where `data` (root, download, workers) says."""
+    return dataset.load(split, root=Path(data["root"]), download=data["download"], workers=data["workers"])

@@ -184,7 +184,7 @@ def test_passes_and_who_leaves(name: str, norm: str, built: Callable[..., Any]) 
     assert ball.contains(x_adv, x)
     broken, clear = model(x_adv).argmax(1) != y, (nearest - ball.eps).abs() > 0.1 * ball.eps
     assert torch.equal((broken & clear)[10:], ((nearest < ball.eps) & clear)[10:])
-    assert counted.forward_images < 10 + 17 * 50
+    assert counted.forward_images <= 10 + 20 * 50 - int(broken[10:].sum())  # who is broken leaves before the last pass at the latest
     attack(transfer, x, y, ball, streams(30))
     assert transfer.forward_images == 10 + 20 * 50
 

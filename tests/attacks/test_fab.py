@@ -131,18 +131,18 @@ def test_the_authors_code(
 
 
 def test_images_that_fell_in_a_finite_ball_cost_no_more_passes(
-    digits_model: Defended, images: tuple[Tensor, Tensor], built: Callable[..., Any]
+    exact_digits_model: Defended, images: tuple[Tensor, Tensor], built: Callable[..., Any]
 ) -> None:
-    x, y = images
+    x, y = images[0].double(), images[1]
     attack = built("attack", "fab", "attack.targets=1", "attack.steps=10")
-    whole = Counted(digits_model)
+    whole = Counted(exact_digits_model)
     distance = Budget("l2", math.inf).distance(attack(whole, x, y, Budget("l2", math.inf), streams(len(x))), x)
     assert whole.forward_images == len(x) * (1 + 2 * 10 + 1 + 3)
     assert whole.backward_images == len(x) * 10
-    quick, ball = Counted(digits_model), Budget("l2", float(distance.median()) * 1.02)
+    quick, ball = Counted(exact_digits_model), Budget("l2", float(distance.median()) * 1.02)
     x_adv = attack(quick, x, y, ball, streams(len(x)))
     assert quick.forward_images < 0.9 * whole.forward_images
-    assert torch.equal(digits_model(x_adv).argmax(1) != y, distance <= ball.eps)
+    assert torch.equal(exact_digits_model(x_adv).argmax(1) != y, distance <= ball.eps)
     assert ball.contains(x_adv, x)
 
 
@@ -193,3 +193,28 @@ def test_a_gradient_that_is_not_a_number_is_not_hidden(built: Callable[..., Any]
 def test_a_wrong_knob_fails_when_built(override: str, key: str, built: Callable[..., Any]) -> None:
     with pytest.raises(LabError, match=rf"^attack\.{key}: expected .*, got "):
         built("attack", "fab", override)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_no_rounding_decides_where_the_final_search_ends(
+    norm: str, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor], built: Callable[..., Any]
+) -> None:
+    """Where the network is linear, the rule of false position lands on the very point that it aims at, which must not be on the margin."""
+
+    class Off(nn.Module):
+        """The network, off in its last bits."""
+
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.draw = torch.Generator().manual_seed(seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = model(x)
+            return logits * (1 + 1e-15 * torch.randn(logits.shape, generator=self.draw, dtype=logits.dtype))
+
+    model = tiny_net(3, 10).double()
+    x, y = edge_images(30, 3).double(), torch.arange(30) % 10
+    attack = built("attack", "fab", "attack.targets=9", "attack.steps=3", "attack.searches=2")
+    found = [attack(Off(seed), x, y, Budget(norm, math.inf), streams(30)) for seed in range(6)]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-9, rtol=0)

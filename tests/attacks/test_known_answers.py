@@ -281,15 +281,15 @@ def test_a_gradient_that_is_not_a_number_is_not_hidden_by_keeping_the_best(label
 
 @pytest.mark.parametrize("norm", BALLS)
 def test_leaving_at_the_first_misclassified_iterate_changes_no_verdict(
-    norm: str, digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
+    norm: str, digits: tuple[ImageSet, ImageSet], exact_digits_model: Defended, built: Callable[..., Any]
 ) -> None:
     """The best of all iterates and the first broken one agree on what is broken; the second takes fewer passes."""
     x, y, ids = next(digits[1].batches(torch.arange(60), 60))
     budget, found, passes = Budget(norm, 0.1 if norm == "linf" else 0.5), {}, {}
     for keep in ("best", "first"):
-        model = Counted(digits_model)
+        model = Counted(exact_digits_model)
         attack = built("attack", "pgd", f"attack.keep={keep}", "attack.restarts=2")
-        found[keep] = digits_model(attack(model, x, y, budget, ImageRandom.of(ids, 0))).argmax(1) != y
+        found[keep] = exact_digits_model(attack(model, x.double(), y, budget, ImageRandom.of(ids, 0))).argmax(1) != y
         passes[keep] = model.forward_images + model.backward_images
     assert torch.equal(found["first"], found["best"])
     assert 10 < found["first"].sum() < 50
@@ -297,17 +297,17 @@ def test_leaving_at_the_first_misclassified_iterate_changes_no_verdict(
 
 
 def test_restarts_keep_what_an_earlier_one_broke_with_its_last_step(
-    digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any]
+    digits: tuple[ImageSet, ImageSet], exact_digits_model: Defended, built: Callable[..., Any]
 ) -> None:
     """Few steps, so that many images fall with the last one, which no gradient looks at any more."""
     x, y, ids = next(digits[1].batches(torch.arange(100), 100))
-    budget, rng, model = Budget("linf", 0.08), ImageRandom.of(ids, 0), Counted(digits_model)
-    broken = {
-        (keep, restarts): digits_model(
-            built("attack", "pgd", "attack.steps=2", f"attack.restarts={restarts}", f"attack.keep={keep}")(model, x, y, budget, rng)
-        ).argmax(1) != y
-        for keep in ("first", "best") for restarts in (1, 2, 4)
-    }  # fmt: skip
+    budget, rng, model = Budget("linf", 0.08), ImageRandom.of(ids, 0), Counted(exact_digits_model)
+
+    def broken_by(keep: str, restarts: int) -> Tensor:
+        attack = built("attack", "pgd", "attack.steps=2", f"attack.restarts={restarts}", f"attack.keep={keep}")
+        return exact_digits_model(attack(model, x.double(), y, budget, rng)).argmax(1) != y
+
+    broken = {(keep, restarts): broken_by(keep, restarts) for keep in ("first", "best") for restarts in (1, 2, 4)}
     for restarts in (1, 2, 4):
         assert torch.equal(broken["first", restarts], broken["best", restarts])
     assert broken["first", 1].sum() < broken["first", 4].sum() < 100
@@ -329,15 +329,15 @@ def test_no_image_leaves_where_the_model_does_not_decide(
 
 @pytest.mark.parametrize("norm", BALLS)
 def test_a_search_that_goes_in_circles_ends_where_it_would_have_ended(
-    norm: str, digits: tuple[ImageSet, ImageSet], digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    norm: str, digits: tuple[ImageSet, ImageSet], exact_digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     x, y, ids = next(digits[1].batches(torch.arange(40), 40))
     attack, found, passes = built("attack", "pgd", "attack.keep=last", "attack.steps=60"), [], []
     for never in (False, True):
         if never:
             monkeypatch.setattr("robustbench_lab.attacks.pgd._Circles.ended", lambda self, x_adv, number: torch.zeros(len(x_adv)) > 1)
-        model = Counted(digits_model)
-        found.append(attack(model, x, y, Budget(norm, 0.08 if norm == "linf" else 0.5), ImageRandom.of(ids, 0)))
+        model = Counted(exact_digits_model)
+        found.append(attack(model, x.double(), y, Budget(norm, 0.08 if norm == "linf" else 0.5), ImageRandom.of(ids, 0)))
         passes.append(model.forward_images)
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
     assert passes[1] == 60 * 40

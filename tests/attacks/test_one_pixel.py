@@ -179,16 +179,17 @@ def images(digits: tuple[ImageSet, ImageSet]) -> tuple[Tensor, Tensor]:
 
 
 def test_finds_what_an_exhaustive_search_finds(digits_model: Defended, images: tuple[Tensor, Tensor], built: Callable[..., Any]) -> None:
+    """Of 192 pixels and values, at least four break each image that must be found: the first 200 members alone miss one in 67 of those."""
     x, y = images
-    breakable = torch.zeros(30, dtype=torch.bool)
+    ways = torch.zeros(30)
     for row, column, value in itertools.product(range(8), range(8), (0.0, 0.5, 1.0)):
         painted = x.clone()
         painted[:, :, row, column] = value
-        breakable |= digits_model(painted).argmax(1) != y
-    x_adv = built("attack", "one_pixel", "attack.population=100", "attack.generations=10")(digits_model, x, y, Budget("l0", 1), streams(30))
+        ways += digits_model(painted).argmax(1) != y
+    x_adv = built("attack", "one_pixel", "attack.population=200", "attack.generations=10")(digits_model, x, y, Budget("l0", 1), streams(30))
     broken = digits_model(x_adv).argmax(1) != y
-    assert breakable.sum() >= 3
-    assert broken[breakable].sum() >= breakable.sum() - 1
+    assert (ways >= 4).sum() >= 3
+    assert broken[ways >= 4].all()
     assert (Budget("l0", 1).distance(x_adv, x) <= 1).all()
 
 

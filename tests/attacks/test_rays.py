@@ -108,15 +108,15 @@ def test_asks_what_the_paper_asks(queries: int, linear: tuple[Linear, Tensor, Te
 
 
 def test_asks_what_the_paper_asks_of_a_network(
-    digits_model: Defended, digits: tuple[ImageSet, ImageSet], built: Callable[..., Any]
+    exact_digits_model: Defended, digits: tuple[ImageSet, ImageSet], built: Callable[..., Any]
 ) -> None:
+    """In double precision: in single, answers at the very boundary depend on the batch that an image is in."""
     x, y, _ = next(digits[1].batches(torch.arange(5), 5))
-    x_adv = built("attack", "rays", "attack.queries=250")(digits_model, x, y, BOX, streams(5))
-    pairs = [reference(digits_model, image, int(label), 250, 1e-3) for image, label in zip(x, y, strict=True)]
-    found, theirs = (BOX.distance(images, x) for images in (x_adv, torch.stack([image for image, _ in pairs])))
-    # Within the tolerance of a search: answers at the very boundary depend on the batch that an image is in.
-    assert ((found - theirs).abs() < 1e-3).sum() >= 4
-    assert (digits_model(x_adv).argmax(1) != y).all()
+    x = x.double()
+    x_adv = built("attack", "rays", "attack.queries=250")(exact_digits_model, x, y, BOX, streams(5))
+    theirs = [reference(exact_digits_model, image, int(label), 250, 1e-3)[0] for image, label in zip(x, y, strict=True)]
+    torch.testing.assert_close(x_adv, torch.stack(theirs), atol=1e-6, rtol=0)
+    assert (exact_digits_model(x_adv).argmax(1) != y).all()
 
 
 def test_in_a_ball_images_leave_inside_it_and_the_verdicts_are_those_of_the_distances(
@@ -126,9 +126,12 @@ def test_in_a_ball_images_leave_inside_it_and_the_verdicts_are_those_of_the_dist
     attack = built("attack", "rays", "attack.queries=600")
     free = BOX.distance(attack(model, x, y, BOX, streams(40)), x)
     eps = float(free.median()) + 1e-4
+    # A search ends as far beyond the boundary as its tolerance: what is brought back into a slightly smaller ball may be broken still.
+    clear = (free <= eps) | (free > eps + attack.tolerance)
+    assert clear.sum() > 30
     counted = Counted(model)
     x_adv = attack(counted, x, y, Budget("linf", eps), streams(40))
-    assert torch.equal(model(x_adv).argmax(1) != y, free <= eps)
+    assert torch.equal((model(x_adv).argmax(1) != y)[clear], (free <= eps)[clear])
     assert Budget("linf", eps).contains(x_adv, x)
     assert (x_adv != x).flatten(1).any(1).all()  # what lies outside is brought back into the ball
     transfer = Counted(model)

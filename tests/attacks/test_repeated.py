@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import evaluating
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,9 @@ from robustbench_lab.attacks.repeated import Repeated
 from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.keepers.examples import Examples
 from robustbench_lab.evaluation.outcome import Outcome
-from robustbench_lab.evaluation.record import record_of
+from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
@@ -62,21 +63,22 @@ def data() -> ImageSet:
 
 def judged(data: ImageSet, attack: Attack, noise: float = 0.0, **how: Any) -> Outcome:
     model = Defended(Threshold(noise), stochastic=noise > 0)
-    return evaluate(model, model, data, attack, BUDGET, **({"seed": 0, "batch_size": 5} | how))
+    return evaluating.judged(model, data, attack, BUDGET, **({"batch_size": 5} | how))
 
 
 def test_each_run_attacks_every_image_that_is_right_and_any_breaks_it(data: ImageSet) -> None:
     """+.08 breaks .45 and .49, +.02 breaks .49 alone, -.02 nothing: 2, 3 and 4 of 5 stay right."""
     attack = Repeated(attack=Shifts(by=(0.08, 0.02, -0.02)), times=3)
-    outcome = judged(data, attack)
+    examples = Examples()
+    outcome = judged(data, attack, keepers=[examples])
     assert attack.attack.seen == [[0.1, 0.45, 0.9, 0.49]] * 3
     assert outcome.runs.tolist() == [[1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
     assert outcome.robust.tolist() == [True, False, False, True, False]
     assert outcome.broken_by.tolist() == [-1, 0, -1, -1, 0]
     assert outcome.survivors() == [2, 2, 2]
     np.testing.assert_allclose(outcome.distance, [0.08, 0.08, np.nan, 0.08, 0.08], atol=1e-6)
-    np.testing.assert_allclose(outcome.examples.delta.flatten().astype(float), [-0.02, 0.08, 0, -0.02, 0.08], atol=1e-4)
-    assert outcome.examples.prediction.tolist() == [0, 1, 1, 1, 1]
+    np.testing.assert_allclose(examples.arrays["delta"].flatten().astype(float), [-0.02, 0.08, 0, -0.02, 0.08], atol=1e-4)
+    assert examples.arrays["prediction"].tolist() == [0, 1, 1, 1, 1]
 
 
 def test_a_later_run_that_hurts_more_is_the_verdict(data: ImageSet) -> None:
@@ -133,7 +135,9 @@ def test_of_random_output_a_run_has_the_mean_over_draws(data: ImageSet) -> None:
 
 def record_with(outcome: Outcome) -> dict[str, Any]:
     cfg, choices = compose("evaluate", ["attack=pgd_fm_five"])
-    return record_of(evaluation_of(cfg, choices, ["attack=pgd_fm_five"]), outcome, ["a", "b"], {"run": "digest"}, 2, False, 1, "cpu")
+    return record_of(
+        evaluation_of(cfg, choices, ["attack=pgd_fm_five"]), outcome, ["a", "b"], {"run": "digest"}, Circumstances(2, False, 1, "cpu")
+    )
 
 
 def test_a_record_tells_each_run(data: ImageSet) -> None:
@@ -159,9 +163,11 @@ def test_a_wrong_number_of_runs(times: Any, built: Callable[..., Any]) -> None:
 
 
 def test_one_attack_and_no_list(built: Callable[..., Any]) -> None:
-    for wrong in (WorstOf(attacks={"one": built("attack", "pgd")}), Repeated(attack=built("attack", "pgd"), times=2), None):
+    for wrong in (WorstOf(attacks={"one": built("attack", "pgd")}), Repeated(attack=built("attack", "pgd"), times=2)):
         with pytest.raises(LabError, match=r"^attack: expected one attack, not a list"):
-            Repeated(attack=wrong, times=2)  # type: ignore[arg-type]
+            Repeated(attack=wrong, times=2)
+    with pytest.raises(LabError, match=r"^attack: expected an Attack, got None"):
+        Repeated(attack=None, times=2)  # type: ignore[arg-type]
 
 
 def test_the_papers_five_runs(built: Callable[..., Any]) -> None:

@@ -350,7 +350,9 @@ def test_other_wrong_knobs() -> None:
         EfficientDefensesResNet(10, 1, 28, block_kernel=2)
     with pytest.raises(LabError, match=r"^backbone\.hidden: "):
         MLP(10, 1, 8, hidden=[])
-    with pytest.raises(LabError, match=r"^backbone\.hidden\[1\]: "):
+    with pytest.raises(
+        LabError, match=r"^backbone\.hidden: expected a list \(each a whole number >= 1\) of one or more, such as \[32, 16\], got \[5, 0\]"
+    ):
         MLP(10, 1, 8, hidden=[5, 0])
     with pytest.raises(LabError, match=r"^backbone\.widths: "):
         SmallCNN(10, 1, 8, widths=[])

@@ -85,7 +85,6 @@ def test_a_word_that_the_verb_does_not_have(refused, verb, word, remedy):
         ("evaluate", "force=off"),
         ("evaluate", "without_noise=no"),
         ("evaluate", "attack_misclassified=no"),
-        ("reproduce", "plan=no"),
         ("reproduce", "report=no"),
     ],
 )
@@ -93,6 +92,11 @@ def test_a_flag_is_true_or_false(refused, trained, tiny, verb, word):
     key, _, value = word.partition("=")
     words = [] if verb == "reproduce" else [*tiny, "seed=1"] if key.startswith("training.") else tiny
     assert f"error: {key}: expected true or false, got {value if value.isdigit() else repr(value)}" in refused(verb, *words, word)
+
+
+@pytest.mark.parametrize("word", ["plan=no", "plan=1", "--dry-run=all"])
+def test_a_plan_is_true_false_or_full(refused, word):
+    assert f"error: plan: expected true, false or full, got {word.partition('=')[2]}" in refused("reproduce", word).replace("'", "")
 
 
 def test_unknown_key_of_a_group(refused):

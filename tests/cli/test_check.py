@@ -171,6 +171,6 @@ def test_a_metric_of_the_smallest_perturbation_needs_an_attack_that_looks_for_it
     for name in ("empirical_robustness", "empirical_robustness_as_published", "training_set_distance_as_published"):
         ended = lab("evaluate", *tiny, "attack=fgsm", f"metric=[{name}]")
         assert ended.status == 2
-        assert f"error: metric.{name} speaks of the smallest perturbation, which attack=fgsm does not look for" in ended.err
+        assert f"error: metric.{name} speaks of the smallest perturbation, which attack FGSM does not look for" in ended.err
         assert "attack=deepfool budget=box" in ended.err
     assert not (trained / "evaluate").exists()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from robustbench_lab import __version__
-from robustbench_lab.evaluation import judging
-from robustbench_lab.evaluation import loop as evaluation
+from robustbench_lab.evaluation.loop import judging
+from robustbench_lab.evaluation.loop import loop as evaluation
 from robustbench_lab.settings.verbs import groups_and_keys
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -182,7 +182,7 @@ def test_evaluate_finds_the_run_and_writes_its_record(lab, trained, tiny):
         "index": np.int64,
         "clean": np.bool_,
         "robust": np.bool_,
-        "distance": np.float64,
+        "distance": np.float32,
         "right": np.float64,
         "broken_by": np.int64,
         "stages": np.dtype("<U3"),
@@ -501,12 +501,27 @@ def test_reproduce_fills_what_is_missing_and_nothing_else(lab, outputs, small_ta
 
 
 def test_a_plan_is_printed_and_nothing_done(lab, outputs, small_table):
-    for words in (["--dry-run"], ["plan=true"]):
+    for words in (["--dry-run"], ["plan=true"], ["--dry-run=full"], ["plan=full"]):
         ended = lab("reproduce", *words)
         assert ended.status == 0, ended.err
+        assert "\npaper/small  runs   0 finished   1 missing  evaluations    0 finished    1 missing  no estimate\n" in ended.out
+        assert ("\n  digits-small_cnn-standard-s0-" in ended.out) == ("full" in words[0]), "the jobs are listed on demand"
         assert "1 training runs: 0 finished, 1 missing" in ended.out
         assert not (outputs / "runs").exists()
         assert not (outputs / "tables").exists()
+
+
+@pytest.mark.parametrize("words", [["tables"], ["reproduce", "--dry-run"], ["tables", "--help"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves_stops_nothing(start, outputs, small_table, words):
+    process = start(*words)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    if words == ["tables"]:
+        assert sorted(path.name for path in (outputs / "tables" / "paper").iterdir()) == ["small.csv", "small.md", "small.tex"]
 
 
 def test_a_profile_writes_its_own_tables(lab, outputs, small_table):

@@ -8,10 +8,10 @@ import torch
 from robustbench_lab.jobs import train
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.noise import noise_layers
-from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import run_of
-from robustbench_lab.storage.records import MODEL_FILE
-from robustbench_lab.training.checkpoints import CHECKPOINT_FILE, read_tensors
+from robustbench_lab.settings.identity import run_at_words
+from robustbench_lab.storage.records import CHECKPOINT_FILE, MODEL_FILE
+from robustbench_lab.training.checkpoints import read_tensors
+from robustbench_lab.training.runs import load_run
 
 CPU = torch.device("cpu")
 # Trained for 3 epochs; Learn2Perturb's noise begins in the second, so that the checkpoint of the first holds a network without it.
@@ -39,8 +39,8 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
     monkeypatch.setattr(train, "fit", lambda defense, model, *rest: trained.append(model) or fit(defense, model, *rest))
     ended = lab("train", *words)
     assert ended.status == 0, ended.err
-    run = run_of(*compose("train", [word for word in words if not word.startswith("device")]))
-    model = train.load_run(run, run.folder(outputs), CPU)[1]
+    run = run_at_words([word for word in words if not word.startswith("device")])
+    model = load_run(run, outputs, CPU)[1]
 
     assert torch.equal(predicted(model), predicted(trained[0]))
     assert not torch.equal(predicted(model), predicted(model, seed=1)), "the noise is on"
@@ -62,4 +62,4 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
     ended = lab_in(other, "train", *words)
     assert ended.status == 0, ended.err
     assert "after epoch 1" in ended.err
-    assert torch.equal(predicted(train.load_run(run, run.folder(other), CPU)[1]), predicted(model))
+    assert torch.equal(predicted(load_run(run, other, CPU)[1]), predicted(model))

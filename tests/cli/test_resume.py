@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_lab.evaluation import judging
-from robustbench_lab.evaluation import loop as evaluation
+from robustbench_lab.evaluation.loop import judging
+from robustbench_lab.evaluation.loop import loop as evaluation
 from robustbench_lab.jobs import train
 from robustbench_lab.training.checkpoints import read_tensors
 from robustbench_lab.training.state import State
@@ -100,7 +100,7 @@ def test_stopped_after_the_last_epoch_training_only_finishes(lab, outputs, tiny,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("robustbench_lab.jobs.train.write_json", stop)  # model.safetensors is there, run.json is not
+        patch.setattr("robustbench_lab.storage.folders.write_json", stop)  # model.safetensors is there, run.json is not
         assert lab("train", *tiny).status == 130
     (folder,) = outputs.glob("runs/*")
     weights = (folder / "model.safetensors").read_bytes()

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustbench_lab.jobs import train
+from robustbench_lab.training.events import events
 from robustbench_lab.training.state import State
 
 
@@ -101,7 +102,7 @@ def test_killed_and_resumed_no_epoch_is_missing_or_there_twice(start, lab, outpu
 
 
 def test_an_epoch_can_be_read_as_soon_as_it_is_over(tmp_path):
-    with train._events(tmp_path, [{"epoch": 1, "loss_model": 4.0}]) as add:
+    with events(tmp_path, [{"epoch": 1, "loss_model": 4.0}]) as add:
         for epoch in (2, 3):
             add({"epoch": epoch, "loss_model": 4 / epoch, "note": "no number"})
             steps = list(range(1, epoch + 1))

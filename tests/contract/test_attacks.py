@@ -1,33 +1,37 @@
-"""Every attack of conf/attack keeps every clause of the attack contract."""
+"""Every attack of conf/attack keeps every clause of the attack contract.
+
+A class is tried in every ball that it can search; what else differs between its choices, other than by numbers, in one ball of each norm.
+Each choice is built by Hydra and searches once. What an attack refuses is no case of a search: it has a test of its own.
+"""
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from contract_choices import classes, kinds, made, names, others
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.attacks.gradients import kl_divergence
-from robustbench_lab.attacks.random_sampling import RandomSampling
 from robustbench_lab.attacks.repeated import Repeated
 from robustbench_lab.attacks.worst_of import WorstOf
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.views import Counted, Queries
 from robustbench_lab.models.defended import Defended, frozen
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.settings.conf import CONF
 from robustbench_lab.threats import NORMS, Budget
 
-NAMES = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
-PROBLEMS = list(itertools.product((1, 3), (1, 5), (2, 3, 10)))  # channels, images, classes
+PROBLEMS = [(1, 1, 3), (3, 1, 2), (1, 5, 2), (3, 5, 10)]  # channels, images, classes: each pair of the first two, two classes with either
+EPS = (0.0, 0.03, 0.3, 50.0, math.inf)
+MIDDLE = 0.3
 
 
 SHORT = {"steps": 3, "queries": 30, "searches": 2, "generations": 2, "population": 8, "samples": 8, "draws": 20, "eot_samples": 2}
-LONGER = {"steps": 250, "queries": 500, "searches": 8, "generations": 10, "population": 40, "samples": 16, "draws": 500, "eot_samples": 2}
+LONGER = {"steps": 250, "queries": 500, "searches": 5, "generations": 10, "population": 40, "samples": 16, "draws": 500, "eot_samples": 2}
 
 
 # Each pixel once, up, by .1; 20 steps in all; steps so short that they need more than the 250 of LONGER.
@@ -44,10 +48,9 @@ def shortened(attack: Attack, most: dict[str, int]) -> Attack:
     return replace(attack, **knobs)
 
 
-@pytest.fixture
-def attack_of(built: Callable[..., Any]) -> Callable[..., Attack]:
-    """The attack that a YAML file describes, with few steps: the contract does not depend on their number."""
-    return lambda name, most=SHORT: shortened(built("attack", name), most)
+def attack_of(name: str, most: dict[str, int] = SHORT) -> Attack:
+    """A choice of conf/attack, with few steps: the contract does not depend on their number."""
+    return shortened(made("attack", name), most)
 
 
 def streams(n: int) -> ImageRandom:
@@ -78,6 +81,17 @@ def refuses(attack: Attack, budget: Budget) -> bool:
     return False
 
 
+def searched(chosen: Sequence[str], eps: Sequence[float]) -> list[tuple[str, str, float]]:
+    """The balls that each of the chosen attacks can search: its name, the norm and eps."""
+    balls = list(itertools.product(NORMS, eps))
+    return [(name, norm, radius) for name in chosen for norm, radius in balls if not refuses(attack_of(name), ball(norm, radius))]
+
+
+def by_class_and_kind(*eps: float) -> list[tuple[str, str, float]]:
+    """Of each class all these balls, of its other kinds one of each norm."""
+    return searched(classes("attack"), eps) + searched(others("attack"), [MIDDLE])
+
+
 def assert_inside(x_adv: Tensor, x: Tensor, budget: Budget) -> None:
     delta = (x_adv.double() - x.double()).flatten(1)
     changed = (x_adv != x).any(dim=1).flatten(1).sum(1).double()
@@ -96,23 +110,11 @@ def snapshot(model: nn.Module) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.03, 0.3, 50.0, math.inf])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_contract(
-    name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
-) -> None:  # fmt: skip
+@pytest.mark.parametrize(("name", "norm", "eps"), by_class_and_kind(*EPS))
+def test_contract(name: str, norm: str, eps: float, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]) -> None:
     attack, budget = attack_of(name), ball(norm, eps)
-    eps = budget.eps
-    if refuses(attack, budget):
-        least = getattr(attack, "alpha", getattr(attack, "pixels", 0))
-        assert norm not in attack.norms or eps < least or (attack.needs_finite_ball and eps == math.inf)
-        return
-    assert norm in attack.norms
-    assert not (attack.needs_finite_ball and eps == math.inf)
-    for channels, n, classes in PROBLEMS:
-        model, x, y, rng = tiny_net(channels, classes), edge_images(n, channels), labels(n, classes), streams(n)
+    for channels, n, count in PROBLEMS:
+        model, x, y, rng = tiny_net(channels, count), edge_images(n, channels), labels(n, count), streams(n)
         model.get_submodule("network.backbone.1").train()  # one mode and one flag that differ, to see each restored
         model.get_submodule("network.backbone.4").requires_grad_(False)
         before, x_before, y_before, global_state = snapshot(model), x.clone(), y.clone(), torch.get_rng_state()
@@ -132,64 +134,70 @@ def test_contract(
         assert torch.equal(search(attack, model, x, y, budget, streams(n)), x_adv)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names("attack"))
+def test_what_an_attack_cannot_search_is_refused(name: str, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]) -> None:
+    attack, x = attack_of(name), edge_images(5)
+    least = {"linf": getattr(attack, "alpha", 0), "l0": getattr(attack, "pixels", 0)}
+    for norm, eps in itertools.product(NORMS, EPS):
+        budget = ball(norm, eps)
+        can = norm in attack.norms and budget.eps >= least.get(norm, 0) and not (attack.needs_finite_ball and eps == math.inf)
+        assert refuses(attack, budget) is not can
+    for norm in NORMS:
+        if norm not in attack.norms:
+            with pytest.raises(LabError, match=rf"^budget\.norm: expected .* the norms that attack \w+ has, got '{norm}'"):
+                attack(tiny_net(), x, labels(5, 3), Budget(norm, math.inf), streams(5))
+        elif attack.needs_finite_ball:
+            with pytest.raises(LabError, match=r"^budget\.eps: .* needs a finite ball, got inf"):
+                attack(tiny_net(), x, labels(5, 3), Budget(norm, math.inf), streams(5))
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), searched(kinds("attack"), [MIDDLE]))
 def test_model_outside_frozen_is_left_as_it_was(
-    name: str,
-    norm: str,
-    attack_of: Callable[[str], Attack],
-    tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
+    name: str, norm: str, eps: float, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
 ) -> None:
     """Gradients go to the image only, even where the parameters ask for some."""
-    attack, budget, model = attack_of(name), ball(norm, 0.3), tiny_net()
-    if refuses(attack, budget):
-        return
+    model = tiny_net()
     before = snapshot(model)
-    attack(model, edge_images(5), labels(5, 3), budget, streams(5))
+    attack_of(name)(model, edge_images(5), labels(5, 3), ball(norm, eps), streams(5))
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
+WITHOUT_GRADIENTS = [name for name in kinds("attack") if not attack_of(name).needs_gradients]
+
+
+@pytest.mark.parametrize("name", [name for name in kinds("attack") if name not in WITHOUT_GRADIENTS])
+def test_a_model_that_answers_queries_gives_no_gradient(
+    name: str, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
+) -> None:
+    attack = attack_of(name)
+    for norm in attack.norms:
+        with pytest.raises(LabError, match=r"^threat_model\.sees=queries gives no gradient"):
+            search(attack, Queries(tiny_net(3, 3), "logits"), edge_images(5, 3), labels(5, 3), ball(norm, MIDDLE), streams(5))
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), searched(WITHOUT_GRADIENTS, [MIDDLE]))
 def test_an_attack_that_says_so_asks_for_no_gradient(
-    name: str,
-    norm: str,
-    attack_of: Callable[..., Attack],
-    tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
+    name: str, norm: str, eps: float, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
 ) -> None:
     """And one that needs labels only does the same when it gets no more."""
-    attack, x, y = attack_of(name), edge_images(5, 3), labels(5, 3)
-    budget = Budget(norm, 0.3 if norm != "l0" else 2)
-    if refuses(attack, budget):
-        return
-    if attack.needs_gradients:
-        with pytest.raises(LabError, match=r"^threat_model\.sees=queries gives no gradient"):
-            search(attack, Queries(tiny_net(3, 3), "logits"), x, y, budget, streams(5))
-        return
-    x_adv = search(attack, Queries(tiny_net(3, 3), "logits"), x, y, budget, streams(5))
-    assert torch.equal(x_adv, search(attack, tiny_net(3, 3), x, y, budget, streams(5)))
-    if not attack.needs_logits:
-        assert torch.equal(x_adv, search(attack, Queries(tiny_net(3, 3), "labels"), x, y, budget, streams(5)))
+    attack, budget, x, y = attack_of(name), ball(norm, eps), edge_images(5, 3), labels(5, 3)
+    x_adv = search(attack, tiny_net(3, 3), x, y, budget, streams(5))
+    for answers in ("logits",) if attack.needs_logits else ("logits", "labels"):
+        assert torch.equal(x_adv, search(attack, Queries(tiny_net(3, 3), answers), x, y, budget, streams(5)))
 
 
-@pytest.mark.parametrize("eps", [0.06, 0.3, math.inf])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
+ONE_BY_ONE = [case for case in by_class_and_kind(0.06, MIDDLE, math.inf) if not attack_of(case[0]).batchwise]
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), ONE_BY_ONE)
 def test_an_image_has_one_result_whatever_its_batch_and_order(
-    name: str, norm: str, eps: float, attack_of: Callable[[str], Attack], tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
-) -> None:  # fmt: skip
+    name: str, norm: str, eps: float, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
+) -> None:
     """In double precision: in single, a kernel's rounding depends on the batch, and a search may fork on it."""
-    attack, budget = attack_of(name), ball(norm, eps)
-    if refuses(attack, budget) or attack.batchwise:
-        return
-    n = 10
+    attack, budget, n = attack_of(name), ball(norm, eps), 10
     model, x, y, rng = tiny_net(3, 10).double(), edge_images(n, 3).double(), labels(n, 10), streams(n)
     together = search(attack, model, x, y, budget, rng)
-    orders = [torch.arange(n), torch.arange(n).flip(0), torch.randperm(n)]
-    for size, order in itertools.product((1, 7, n), orders):
+    for size, order in ((1, torch.arange(n)), (7, torch.arange(n).flip(0)), (n, torch.randperm(n))):
         parts = [search(attack, model, x[at], y[at], budget, rng[at]) for at in order.split(size)]
         torch.testing.assert_close(torch.cat(parts), together[order], atol=1e-9, rtol=0)
 
@@ -232,49 +240,45 @@ class NoiseOnly(Attack):
         return budget.random_start(x, rng)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_attacks_do_something_and_doing_nothing_is_noticed(
-    name: str,
-    norm: str,
-    attack_of: Callable[[str], Attack],
-    tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
+@dataclass(frozen=True, kw_only=True)
+class MinimalNoOp(NoOp):
+    minimal: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseWithoutLabels(NoiseOnly):
+    needs_labels: ClassVar[bool] = False
+
+
+SMALL = {"linf": 0.2, "l2": 0.2, "l0": 1.0}
+OF_EACH_CHOICE = [(name, attack_of(name).norms[0]) for name in names("attack")]
+OF_EACH_KIND = [(name, norm) for name in kinds("attack") for norm in attack_of(name).norms[1:]]
+
+
+@pytest.mark.parametrize(("name", "norm"), OF_EACH_CHOICE + OF_EACH_KIND)
+def test_attacks_do_something(
+    name: str, norm: str, built: Callable[..., Any], tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
 ) -> None:
-    attack, model, x = attack_of(name, LONGER), tiny_net(3, 3), edge_images(20, 3)
-    budget = Budget(norm, {"linf": 0.2, "l2": 0.2, "l0": 1}[norm])
+    weak = name in WEAK_AS_PUBLISHED or name.startswith("random_sampling")  # which is noise itself
+    attack, model, x = shortened(built("attack", name), SHORT if weak else LONGER), tiny_net(3, 3), edge_images(20, 3)
+    budget = Budget(norm, SMALL[norm])
     if attack.minimal:
         budget = ball(norm, math.inf if not attack.needs_finite_ball else 0.5)
     y = model(x).argmax(1)
-    assert not does_something(NoOp(), model, x, y, budget)
-    if norm != "l0" and not attack.minimal:
-        assert not does_something(NoiseOnly(), model, x, y, budget)
-    weak = name in WEAK_AS_PUBLISHED or isinstance(attack, RandomSampling)  # which is noise itself
-    if not refuses(attack, budget) and not weak:
+    if weak:
+        assert_inside(search(attack, model, x, y, budget, streams(20)), x, budget)
+    else:
         assert does_something(attack, model, x, y, budget)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_an_attack_without_a_ball(
-    name: str,
-    norm: str,
-    attack_of: Callable[[str], Attack],
-    tiny_net: Callable[..., Defended],
-    edge_images: Callable[..., Tensor],
-) -> None:
-    attack, budget, x = attack_of(name), Budget(norm, math.inf), edge_images(5)
-    if norm not in attack.norms:
-        with pytest.raises(LabError, match=rf"^budget\.norm: expected .* the norms that attack \w+ has, got '{norm}'"):
-            attack(tiny_net(), x, labels(5, 3), budget, streams(5))
-    elif attack.needs_finite_ball:
-        with pytest.raises(LabError, match=r"^budget\.eps: .* needs a finite ball, got inf"):
-            attack(tiny_net(), x, labels(5, 3), budget, streams(5))
-    else:
-        assert_inside(search(attack, tiny_net(), x, labels(5, 3), budget, streams(5)), x, budget)
+@pytest.mark.parametrize("broken", [NoOp(), MinimalNoOp(), NoiseOnly(), NoiseWithoutLabels()])
+def test_doing_nothing_is_noticed(broken: Attack, norm: str, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]) -> None:
+    model, x = tiny_net(3, 3), edge_images(20, 3)
+    assert not does_something(broken, model, x, model(x).argmax(1), Budget(norm, SMALL[norm]))
 
 
-def test_random_fgsm_needs_a_budget_for_its_random_step(attack_of: Callable[[str], Attack]) -> None:
+def test_random_fgsm_needs_a_budget_for_its_random_step() -> None:
     attack = attack_of("random_fgsm")
     attack.check(Budget("linf", 0.05))
     with pytest.raises(LabError, match=r"^attack\.alpha: .*0\.05.*budget\.eps = 0\.03"):

@@ -1,5 +1,11 @@
-"""Every file of conf/defense keeps every clause of the defense contract; every recipe, budget and threat model builds."""
+"""Every file of conf/defense keeps every clause of the defense contract; every recipe, budget and threat model builds.
 
+Each choice is put together by Hydra and makes one step. The clauses are tried with one choice of each class, and with those that differ
+from it other than by numbers; both backbones and both ends of training, where they make a difference.
+"""
+
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -7,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract_choices import classes, described, kinds, made, names, others
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
@@ -14,24 +21,44 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.settings.conf import CONF
+from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.identity import Run
+from robustbench_lab.settings.overrides import RUN_GROUPS
 from robustbench_lab.threats import NORMS, VIEWS, Budget, ThreatModel
 from robustbench_lab.training.loop import backward
 from robustbench_lab.training.recipe import Recipe
+from robustbench_lab.training.runs import objects
 
 FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
 BACKBONES = ("small_resnet", "small_cnn")
 Objects = tuple[Any, Defended, Defense, Recipe]
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+@functools.cache
+def run_on(backbone: str) -> Run:
+    cfg, choices = compose("train", [f"backbone={backbone}"])
+    return Run(plain(cfg, *RUN_GROUPS, "seed"), {group: choices[group] for group in RUN_GROUPS})
 
 
-@pytest.fixture(params=BACKBONES)
-def trained(request: pytest.FixtureRequest, run_objects: Callable[..., Objects]) -> Callable[[str], tuple[Defended, Defense]]:
-    """The model and the defense of one YAML file on digits, per backbone."""
-    return lambda name: run_objects(f"defense={name}", f"backbone={request.param}")[1:3]
+def trained(name: str, backbone: str = "small_resnet", seed: int = 0) -> tuple[Defended, Defense]:
+    """The model and the defense of one YAML file on digits."""
+    run = run_on(backbone)
+    return objects(Run({**run.config, "defense": described("defense", name), "seed": seed}, run.choices))[1:3]
+
+
+def starts_late(defense: Defense) -> bool:
+    """Whether its first epochs differ from the later ones."""
+    return any(field.name.endswith("epoch") and getattr(defense, field.name) > 0 for field in fields(defense))
+
+
+def of_each(chosen: list[str]) -> list[tuple[str, str, int]]:
+    """Each of them with either backbone; at both ends of training with both, if it starts late."""
+    return [
+        (name, backbone, epoch)
+        for name in chosen
+        for backbone, epoch in itertools.product(BACKBONES, (FIRST, LATE))
+        if starts_late(made("defense", name)) or (backbone, epoch) in zip(BACKBONES, (LATE, FIRST), strict=True)
+    ]
 
 
 @pytest.fixture
@@ -86,12 +113,23 @@ def passes_outside_attacks(model: Defended, monkeypatch: pytest.MonkeyPatch) -> 
         handle.remove()
 
 
-@pytest.mark.parametrize("epoch", [FIRST, LATE])
 @pytest.mark.parametrize("name", names("defense"))
-def test_steps_train_every_parameter_and_lower_the_loss(
-    name: str, epoch: int, trained: Callable[[str], tuple[Defended, Defense]], batch_at: Callable[[int], Batch]
-) -> None:
-    model, defense = trained(name)
+def test_every_choice_makes_a_step(name: str, run_objects: Callable[..., Objects], batch_at: Callable[[int], Batch]) -> None:
+    _, model, defense, _ = run_objects(f"defense={name}", "backbone=small_cnn")
+    model.train()
+    for player in defense.players(model):
+        backward(player, model, batch_at(LATE), "fp32")
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+STEPS = of_each(classes("defense")) + [(name, "small_resnet", LATE) for name in others("defense")]
+
+
+@pytest.mark.parametrize(("name", "backbone", "epoch"), STEPS)
+def test_steps_train_every_parameter_and_lower_the_loss(name: str, backbone: str, epoch: int, batch_at: Callable[[int], Batch]) -> None:
+    model, defense = trained(name, backbone)
     batch = batch_at(epoch)
     model.train()
     players = defense.players(model)
@@ -122,16 +160,14 @@ def test_steps_train_every_parameter_and_lower_the_loss(
     assert len(waiting) < len(optimizers)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("name", names("defense"))
+COPIED = [*((name, fast) for name in classes("defense") for fast in (False, True)), *((name, True) for name in others("defense"))]
+
+
+@pytest.mark.parametrize(("name", "fast"), COPIED)
 def test_only_the_defense_s_own_passes_move_batch_norm(
-    name: str,
-    fast: bool,
-    run_objects: Callable[..., Objects],
-    batch_at: Callable[[int], Batch],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, fast: bool, batch_at: Callable[[int], Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, model, defense, _ = run_objects(f"defense={name}", "backbone=small_resnet")
+    model, defense = trained(name)
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     assert norm.num_batches_tracked is not None
     if fast:
@@ -153,11 +189,10 @@ def test_only_the_defense_s_own_passes_move_batch_norm(
     assert not norm_in_eval.training
 
 
-@pytest.mark.parametrize("name", names("defense"))
-def test_holds_no_learned_state(name: str, run_objects: Callable[..., Objects], batch_at: Callable[[int], Batch]) -> None:
+@pytest.mark.parametrize("name", kinds("defense"))
+def test_holds_no_learned_state(name: str, batch_at: Callable[[int], Batch]) -> None:
     """Everything learned is in the state_dict: a fresh model that loads it predicts the same."""
-    overrides = (f"defense={name}", "backbone=small_resnet")
-    _, model, defense, _ = run_objects(*overrides)
+    model, defense = trained(name)
     description, batch = repr(defense), batch_at(LATE)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -174,15 +209,15 @@ def test_holds_no_learned_state(name: str, run_objects: Callable[..., Objects], 
         torch.manual_seed(0)  # what is stochastic must draw the same
         return of.eval()(batch.x)
 
-    _, other, _, _ = run_objects(*overrides, "seed=1")
+    other, _ = trained(name, seed=1)
     assert not torch.equal(predicted(other), predicted(model))
     other.load_state_dict(model.state_dict())
     assert torch.equal(predicted(other), predicted(model))
 
 
-@pytest.mark.parametrize("name", names("defense"))
-def test_a_loss_is_the_same_twice(name: str, run_objects: Callable[..., Objects], batch_at: Callable[[int], Batch]) -> None:
-    _, model, defense, _ = run_objects(f"defense={name}", "backbone=small_cnn")
+@pytest.mark.parametrize("name", kinds("defense"))
+def test_a_loss_is_the_same_twice(name: str, batch_at: Callable[[int], Batch]) -> None:
+    model, defense = trained(name, "small_cnn")
     model.train()
     batch, state = batch_at(LATE), torch.get_rng_state()
     x, y = batch.x.clone(), batch.y.clone()
@@ -195,17 +230,16 @@ def test_a_loss_is_the_same_twice(name: str, run_objects: Callable[..., Objects]
     assert drew is model.stochastic  # only a stochastic model draws from the global generator
 
 
-@pytest.mark.parametrize("name", names("defense"))
-def test_extra_images_are_the_same_at_every_start(
-    name: str, run_objects: Callable[..., Objects], digits: tuple[ImageSet, ImageSet], source: Defended
-) -> None:
+WITH_EXTRA_IMAGES = [name for name in kinds("defense") if type(made("defense", name)).extra_images is not Defense.extra_images]
+
+
+@pytest.mark.parametrize("name", WITH_EXTRA_IMAGES)
+def test_extra_images_are_the_same_at_every_start(name: str, digits: tuple[ImageSet, ImageSet], source: Defended) -> None:
     """A resumed run must learn from the same images; and the source is left as it was."""
-    defense, few = run_objects(f"defense={name}", "backbone=small_cnn")[2], digits[0].subset(torch.arange(30))
+    defense, few = made("defense", name), digits[0].subset(torch.arange(30))
     before = {key: value.clone() for key, value in source.state_dict().items()}
     extra, again = (defense.extra_images(source, few, 0) for _ in range(2))
-    if extra is None:
-        assert again is None
-        return
+    assert extra is not None
     assert again is not None
     assert torch.equal(extra.images, again.images)
     assert extra.images.shape[1:] == few.images.shape[1:]

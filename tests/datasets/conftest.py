@@ -25,7 +25,8 @@ def make_dataset() -> Callable[..., Dataset]:
 
     def make(name: str, **overrides: Any) -> Dataset:
         config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | overrides
-        config.pop("budget")
+        for others in ("budget", "defaults"):
+            config.pop(others)
         module, _, class_name = config.pop("_target_").rpartition(".")
         return getattr(import_module(module), class_name)(**config)
 

@@ -113,11 +113,6 @@ WRONG = [
     ("classes", "ten"),
     ("channels", 0),
     ("size", 8.5),
-    ("mean", []),
-    ("mean", 0.5),
-    ("std", [0.0]),
-    ("std", [1.0, 1.0, 1.0, 1.0]),
-    ("std", ["wide"]),
     ("train_size", 0),
     ("train_size", 9),
     ("test_size", -1),
@@ -131,7 +126,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
 def test_wrong_knob_is_named(key: str, value: Any, make_dataset: Make) -> None:
-    with pytest.raises(LabError, match=rf"^dataset\.{key} must be"):
+    with pytest.raises(LabError, match=rf"^{key}: expected .*, got "):
         make_dataset("digits", **{key: value})
 
 
@@ -150,7 +145,7 @@ def test_wrong_knob_is_named(key: str, value: Any, make_dataset: Make) -> None:
     ],
 )
 def test_wrong_own_knob_is_named(name: str, key: str, value: Any, make_dataset: Make) -> None:
-    with pytest.raises(LabError, match=rf"^dataset\.{key} must be"):
+    with pytest.raises(LabError, match=rf"^{key}: expected .*, got "):
         make_dataset(name, **{key: value})
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from evaluating import judged
 
 from robustbench_lab.attacks.base import is_random
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation.loop import evaluate
-from robustbench_lab.jobs.evaluate import silenced
+from robustbench_lab.evaluation.views import silenced
 from robustbench_lab.models.defended import frozen
 from robustbench_lab.models.noise import noise_layers, without_noise
 from robustbench_lab.threats import Budget
@@ -38,7 +38,7 @@ def test_one_pass_of_the_network_that_was_learned(
     with torch.no_grad(), frozen(model) as fast:
         torch.testing.assert_close(model(x), expected)
         torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-4)
-    outcome = evaluate(model, model, data, built("attack", "fgsm"), Budget("linf", 0.1), seed=0, batch_size=12, draws=7, eot_samples=5)
+    outcome = judged(model, data, built("attack", "fgsm"), Budget("linf", 0.1), batch_size=12, draws=7, eot_samples=5)
     assert outcome.clean.tolist() == (expected.argmax(1) == y).tolist()
     assert set(outcome.right.tolist()) <= {0.0, 1.0}
     assert not any(module.training for module in model.modules())  # as it was given

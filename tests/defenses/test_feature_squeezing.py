@@ -63,7 +63,7 @@ def test_views(built: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("depth", [0, 9, -1, 1.5, True, "1"])
 def test_a_wrong_bit_depth_is_named(depth: object) -> None:
-    with pytest.raises(LabError, match=r"^bit_depth: expected a whole number of bits from 1 to 8, got "):
+    with pytest.raises(LabError, match=r"^bit_depth: expected a whole number >= 1 and <= 8, got "):
         FeatureSqueezing(bit_depth=depth)  # type: ignore[arg-type]
 
 

@@ -13,8 +13,9 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch
 from robustbench_lab.defenses.learn2perturb import NoisyActivation
 from robustbench_lab.errors import LabError
-from robustbench_lab.models.defended import Classifier, Normalise
+from robustbench_lab.models.defended import Classifier
 from robustbench_lab.models.noise import noise_layers, without_noise
+from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.state import State

@@ -13,6 +13,7 @@ from robustbench_lab.defenses.rse import Noise
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.judging import drawn
 from robustbench_lab.models.defended import Defended, cross_entropy
+from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.randomness import ImageRandom
 
 BACKBONES = ["resnet20 backbone.depth=8", "resnet18", "vgg19 backbone.depth=11"]
@@ -45,10 +46,10 @@ def conv_inputs(model: Defended, x: Tensor) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_noise_levels(backbone: str, name: str, initial: float, training: bool, run_objects: Callable[..., Any]) -> None:
     """The first convolution gets the image with noise of `initial` pixels, normalised; every other one its input with noise of .1."""
-    dataset, model, _, _ = run_objects(*words(backbone), f"defense={name}")
+    _, model, _, _ = run_objects(*words(backbone), f"defense={name}")
     (first, image), *others = conv_inputs(model.train(training), torch.rand(4, 3, 32, 32))
-    std = torch.tensor(dataset.std).view(1, 3, 1, 1)
-    noise = (first * std + torch.tensor(dataset.mean).view(1, 3, 1, 1)) - image
+    normalise = next(module for module in model.modules() if isinstance(module, Normalise))
+    noise = (first * normalise.std + normalise.mean) - image
     assert noise.std().item() == pytest.approx(initial, rel=0.03)
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert len(others) == sum(isinstance(module, nn.Conv2d) for module in model.modules()) - 1 >= 6

@@ -51,5 +51,5 @@ def test_the_loss_sees_squeezed_images_and_the_test_sees_all(depth: int, levels:
 
 @pytest.mark.parametrize("depth", [0, 9, -1, 1.5, True, "1"])
 def test_a_wrong_bit_depth_is_named(depth: object) -> None:
-    with pytest.raises(LabError, match=r"^bit_depth: expected a whole number of bits from 1 to 8, got "):
+    with pytest.raises(LabError, match=r"^bit_depth: expected a whole number >= 1 and <= 8, got "):
         SqueezedTraining(bit_depth=depth)  # type: ignore[arg-type]

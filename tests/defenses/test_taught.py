@@ -15,7 +15,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import run_of
+from robustbench_lab.settings.identity import run_at_words, run_of
 from robustbench_lab.training.loop import fit
 
 N = 6
@@ -66,7 +66,7 @@ def test_training_visits_images_and_examples_and_validates_on_images_alone(
         asked.append(len(args[0]))
 
     source.register_forward_pre_hook(watch)
-    state = fit(defense, model, few, recipe, 0, source=source)
+    state = fit(defense, model, few, recipe, 0, teacher=source)
     assert sum(asked) >= 80
     assert state.history[0]["images_per_second"] * state.history[0]["seconds"] == pytest.approx(160)
     assert 0 <= state.history[0]["validation_accuracy"] <= 1
@@ -77,7 +77,7 @@ def test_distillation_by_hand(built: Callable[..., Any]) -> None:
     """x = (.5, .5). Source w = (4, 0): logits (2, -2); at T = 2 its probabilities are s(2), s(-2). Model w = (1, 1): logits (1, -1), at
     T = 2 log probabilities log s(1), log s(-1): the loss is -(s(2) log s(1) + s(-2) log s(-1)), and pulls nothing into the source."""
     defense = built("defense", "distillation", "defense.temperature=2")
-    assert defense.source.temperature == 2
+    assert defense.teacher == ["defense=tempered", "defense.temperature=2"]
     model, source = Defended(Plane((1.0, 1.0))), Plane((4.0, 0.0))
     loss = defense.loss(model, batch(source))
     sigmoid = torch.tensor([2.0, -2.0]).sigmoid(), torch.tensor([1.0, -1.0]).sigmoid().log()
@@ -95,35 +95,35 @@ def test_the_teacher_s_loss_by_hand(built: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", ["tempered", "distillation"])
 @pytest.mark.parametrize("value", ["0", "-1", "hot", "inf", "nan", "true"])
 def test_a_wrong_temperature_is_named(name: str, value: str, built: Callable[..., Any]) -> None:
-    with pytest.raises(LabError, match=r"^defense(\.source)?\.temperature: expected a finite number > 0"):
+    with pytest.raises(LabError, match=r"^defense\.temperature: expected a finite number > 0"):
         built("defense", name, f"defense.temperature={value}")
 
 
-def test_the_source_is_the_run_that_its_own_words_describe() -> None:
+def test_the_teacher_is_the_run_that_its_own_words_describe() -> None:
     """So that undefended runs are shared; another teacher is another run."""
     words = ["training.epochs=3", "seed=2"]
-    taught = run_of(*compose("train", ["defense=static_adversarial_training", *words]))
-    plain = run_of(*compose("train", ["defense=standard", *words]))
-    assert taught.source is not None
-    assert (taught.source.fingerprint, taught.source.name) == (plain.fingerprint, plain.name)
-    assert plain.source is None
-    other = run_of(*compose("train", ["defense=static_adversarial_training", "defense@defense.source=trades", *words]))
+    taught = run_at_words(["defense=static_adversarial_training", *words])
+    plain = run_at_words(["defense=standard", *words])
+    assert taught.teacher is not None
+    assert (taught.teacher.fingerprint, taught.teacher.name) == (plain.fingerprint, plain.name)
+    assert plain.teacher is None
+    other = run_at_words(["defense=static_adversarial_training", "defense.teacher=[defense=trades]", *words])
     assert other.fingerprint != taught.fingerprint
-    hot = run_of(*compose("train", ["defense=distillation", "defense.temperature=40", *words]))
-    assert hot.source == run_of(*compose("train", ["defense=tempered", "defense.temperature=40", *words]))
+    hot = run_at_words(["defense=distillation", "defense.temperature=40", *words])
+    assert hot.teacher == run_at_words(["defense=tempered", "defense.temperature=40", *words])
 
 
-def test_the_source_is_trained_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_trained_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from robustbench_lab.jobs.train import train
 
     words = ["backbone=small_cnn", "training.epochs=1", "dataset.train_size=100", "device=cpu", f"output_root={tmp_path}"]
     cfg, choices = compose("train", ["defense=distillation", *words])
-    folder = train(cfg, run_of(cfg, choices))
+    folder = train(cfg, run_of(cfg, choices, ["defense=distillation", *words]))
     runs = sorted(path.name.split("-")[2] for path in (tmp_path / "runs").iterdir())
     assert runs == ["distillation", "tempered"]
     teacher = next(path for path in (tmp_path / "runs").iterdir() if "tempered" in path.name)
-    assert json.loads((folder / "run.json").read_text())["source"] == teacher.name
+    assert json.loads((folder / "run.json").read_text())["teacher"]["name"] == teacher.name
     made = (teacher / "run.json").stat().st_mtime_ns
     cfg.force = True
-    train(cfg, run_of(cfg, choices))
+    train(cfg, run_of(cfg, choices, ["defense=distillation", *words]))
     assert (teacher / "run.json").stat().st_mtime_ns == made

@@ -1,11 +1,12 @@
 """Attacking a split: whose verdict counts, what is refused, and that batches and interruptions change nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import evaluating
 import numpy as np
 import pytest
 import torch
@@ -17,12 +18,13 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.crafted import Crafted
 from robustbench_lab.evaluation.judging import check_images, drawn, predictions
-from robustbench_lab.evaluation.loop import evaluate
-from robustbench_lab.evaluation.outcome import Examples, Outcome
-from robustbench_lab.evaluation.record import record_of
+from robustbench_lab.evaluation.keepers.examples import Examples
+from robustbench_lab.evaluation.outcome import Outcome
+from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Averaged, Counted, Queries, attacker_view, check_view
 from robustbench_lab.evaluation.warnings import warnings_of
-from robustbench_lab.models.defended import Defended, Front, frozen
+from robustbench_lab.models.defended import Defended, frozen
+from robustbench_lab.models.front import Front
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import evaluation_of
@@ -68,9 +70,15 @@ def clean_digits_model(digits_model: Defended) -> Iterator[Defended]:
     digits_model._fast.clear()
 
 
-def judged(model: Defended, data: ImageSet, attack: Attack, view: nn.Module | None = None, **knobs: Any) -> Outcome:
-    how = {"seed": 0, "batch_size": 2, **knobs}
-    return evaluate(model, view or model, data, attack, how.pop("budget", BUDGET), **how)
+def judged(model: Defended, data: ImageSet, attack: Attack, view: nn.Module | None = None, budget: Budget = BUDGET, **how: Any) -> Outcome:
+    return evaluating.judged(model, data, attack, budget, view, **{"batch_size": 2, **how})
+
+
+def examples_of(model: Defended, data: ImageSet, attack: Attack, **how: Any) -> dict[str, np.ndarray]:
+    """What an evaluation keeps of the first images."""
+    examples = Examples()
+    judged(model, data, attack, keepers=[examples], **how)
+    return examples.arrays
 
 
 def white(sees: str = "defended", answers: str = "logits") -> ThreatModel:
@@ -283,7 +291,6 @@ def test_going_on_from_a_partial_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.loop.SAVE_EVERY", -1.0)
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
     data, attack, saved = digits[1].subset(torch.arange(30)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
 
     def save(outcome: Outcome) -> None:
@@ -293,7 +300,7 @@ def test_going_on_from_a_partial_outcome(
     assert [int(outcome.done.sum()) for outcome in saved] == [7, 14, 21, 28]
     assert np.isnan(saved[1].distance[14:]).all()
     assert not saved[1].robust[14:].any()
-    for partial in (saved[1], Outcome.empty(data.ids.numpy(), data.shape), whole):
+    for partial in (saved[1], Outcome.empty(data.ids.numpy()), whole):
         seconds = float(partial.seconds.sum())
         rest = judged(clean_digits_model, data, attack, batch_size=5, outcome=partial)
         for name in ("ids", "clean", "robust", "done"):
@@ -317,46 +324,53 @@ class Larger(nn.Module):
         return x.flatten(1) @ self.weight
 
 
-def same_examples(one: Examples, other: Examples) -> None:
-    for part in fields(Examples):
-        got, expected = getattr(one, part.name), getattr(other, part.name)
-        assert got.dtype == expected.dtype, part.name
-        np.testing.assert_allclose(got, expected, atol=1e-3, err_msg=part.name)
+def same_examples(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, got in one.items():
+        assert got.dtype == other[name].dtype, name
+        np.testing.assert_allclose(got, other[name], atol=1e-3, err_msg=name)
 
 
 def test_the_first_images_are_kept_with_what_the_attack_made_of_them(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """FGSM lowers the pixel of the true class by .1 and raises the other one, inside [0, 1]; wrong images are left alone."""
     pixels = [[200, 100], [120, 100], [100, 120], [100, 120], [255, 0], [5, 10], [3, 200], [9, 9]]
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
+    monkeypatch.setattr("robustbench_lab.evaluation.keepers.examples.EXAMPLES", 6)
     labels, ids = torch.tensor([0, 0, 0, 1, 0, 1, 1, 0]), torch.tensor([70, 3, 9, 4, 1, 0, 2, 5])
     data = ImageSet(torch.tensor(pixels, dtype=torch.uint8).view(8, 1, 1, 2), labels, ids)
-    examples = judged(Defended(Larger()), data, built("attack", "fgsm"), batch_size=4).examples
-    assert {f.name: getattr(examples, f.name).dtype for f in fields(Examples)} == {
+    examples = examples_of(Defended(Larger()), data, built("attack", "fgsm"), batch_size=4)
+    assert {name: array.dtype for name, array in examples.items()} == {
         "index": np.int64, "x": np.uint8, "delta": np.float16, "label": np.int64, "clean_prediction": np.int64, "prediction": np.int64,
     }  # fmt: skip
-    assert examples.index.tolist() == [70, 3, 9, 4, 1, 0]
-    assert examples.x.shape == examples.delta.shape == (6, 1, 1, 2)
-    assert examples.x.reshape(6, 2).tolist() == pixels[:6]
+    assert examples["index"].tolist() == [70, 3, 9, 4, 1, 0]
+    assert examples["x"].shape == examples["delta"].shape == (6, 1, 1, 2)
+    assert examples["x"].reshape(6, 2).tolist() == pixels[:6]
     expected = [[-0.1, 0.1], [-0.1, 0.1], [0, 0], [0.1, -0.1], [-0.1, 0.1], [0.1, -10 / 255]]
-    np.testing.assert_allclose(examples.delta.reshape(6, 2).astype(float), expected, atol=1e-4)
-    assert examples.label.tolist() == [0, 0, 0, 1, 0, 1]
-    assert examples.clean_prediction.tolist() == [0, 0, 1, 1, 0, 1]
-    assert examples.prediction.tolist() == [0, 1, 1, 0, 0, 0]
+    np.testing.assert_allclose(examples["delta"].reshape(6, 2).astype(float), expected, atol=1e-4)
+    assert examples["label"].tolist() == [0, 0, 0, 1, 0, 1]
+    assert examples["clean_prediction"].tolist() == [0, 0, 1, 1, 0, 1]
+    assert examples["prediction"].tolist() == [0, 1, 1, 0, 0, 0]
 
 
 def test_examples_do_not_depend_on_batches_and_interruptions(
     digits: tuple[ImageSet, ImageSet], clean_digits_model: Defended, built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("robustbench_lab.evaluation.loop.SAVE_EVERY", -1.0)
-    monkeypatch.setattr("robustbench_lab.evaluation.outcome.EXAMPLES", 6)
-    data, attack, saved = digits[1].subset(torch.arange(12)), built("attack", "pgd", "attack.steps=3"), list[Outcome]()
-    whole = judged(clean_digits_model, data, attack, batch_size=12)
-    judged(clean_digits_model, data, attack, batch_size=4, save=lambda outcome: saved.append(deepcopy(outcome)))
-    assert saved[0].examples.label.tolist() == [*data.labels[:4].tolist(), -1, -1]
-    assert not saved[0].examples.x[4:].any()
-    assert whole.examples.delta.any(axis=(1, 2, 3)).tolist() == whole.clean[:6].tolist()
-    for partial in (saved[0], saved[1], Outcome.empty(data.ids.numpy(), data.shape)):
-        same_examples(judged(clean_digits_model, data, attack, batch_size=5, outcome=partial).examples, whole.examples)
+    monkeypatch.setattr("robustbench_lab.evaluation.keepers.examples.EXAMPLES", 6)
+    data, attack, saved = digits[1].subset(torch.arange(12)), built("attack", "pgd", "attack.steps=3"), list[Any]()
+    whole, examples = Examples(), Examples()
+    outcome = judged(clean_digits_model, data, attack, batch_size=12, keepers=[whole])
+    empty = {name: array.copy() for name, array in whole.empty().items()}
+
+    def save(outcome: Outcome) -> None:
+        saved.append((deepcopy(outcome), deepcopy(examples.arrays)))
+
+    judged(clean_digits_model, data, attack, batch_size=4, keepers=[examples], save=save)
+    assert saved[0][1]["label"].tolist() == [*data.labels[:4].tolist(), -1, -1]
+    assert not saved[0][1]["x"][4:].any()
+    assert whole.arrays["delta"].any(axis=(1, 2, 3)).tolist() == outcome.clean[:6].tolist()
+    for partial, arrays in (*saved, (Outcome.empty(data.ids.numpy()), empty)):
+        rest = examples_of(clean_digits_model, data, attack, batch_size=5, outcome=partial, kept={"examples": arrays})
+        same_examples(rest, whole.arrays)
 
 
 # Several attacks, one verdict
@@ -371,15 +385,16 @@ def test_an_image_is_broken_by_any_attack_and_spared_the_later_ones(data: ImageS
     attacks = {"little": shift(0.02), "more": WorstOf(attacks={"a": shift(0.08), "b": shift(-0.02)})}
     attack = WorstOf(attacks=attacks)
     assert [name for name, _ in attack.stages()] == ["little", "more.a", "more.b"]
-    outcome = judged(Defended(Threshold()), data, attack, batch_size=5)
+    examples = Examples()
+    outcome = judged(Defended(Threshold()), data, attack, batch_size=5, keepers=[examples])
     assert outcome.robust.tolist() == [True, False, False, True, False]
     assert outcome.broken_by.tolist() == [-1, 1, -1, -1, 0]
     assert outcome.survivors() == [3, 2, 2]
     np.testing.assert_allclose(outcome.distance, [0.02, 0.08, np.nan, 0.02, 0.02], atol=1e-6)
     # What broke an image is shown, or the last attempt.
-    np.testing.assert_allclose(outcome.examples.delta.flatten().astype(float), [-0.02, 0.08, 0, -0.02, 0.02], atol=1e-4)
-    assert outcome.examples.clean_prediction.tolist() == [0, 0, 1, 1, 0]
-    assert outcome.examples.prediction.tolist() == [0, 1, 1, 1, 1]
+    np.testing.assert_allclose(examples.arrays["delta"].flatten().astype(float), [-0.02, 0.08, 0, -0.02, 0.02], atol=1e-4)
+    assert examples.arrays["clean_prediction"].tolist() == [0, 0, 1, 1, 0]
+    assert examples.arrays["prediction"].tolist() == [0, 1, 1, 1, 1]
     assert attacks["little"].seen == pytest.approx([0.1, 0.45, 0.9, 0.4999])
     assert [pixel for _, stage in attack.stages()[1:] for pixel in stage.seen] == pytest.approx([0.1, 0.45, 0.9, 0.1, 0.9])
     x, y = data.images[[0, 1, 4]], data.labels[[0, 1, 4]]
@@ -403,7 +418,7 @@ def test_a_list_of_attacks_needs_what_its_parts_need(built: Callable[..., Any]) 
     with pytest.raises(LabError, match=r"^attack\.alpha"):
         mixed.check(Budget("linf", 0.01))
     for wrong in ({}, [], {"one": 1}, None):
-        with pytest.raises(LabError, match=r"^attacks: expected at least one attack"):
+        with pytest.raises(LabError, match=r"^attacks: expected a mapping from names \(each an Attack\) of one or more, got "):
             WorstOf(attacks=wrong)  # type: ignore[arg-type]
 
 
@@ -432,10 +447,10 @@ def test_an_example_of_an_image_that_was_attacked_again_shows_the_second_attack(
     monkeypatch.setattr("robustbench_lab.models.fast_copy.FastCopy.forward", lambda self, x: -self.run(x))
     calls = []
     attack = Scripted(change=lambda x: calls.append(len(x)) or x + 0.08 * (len(calls) > 1))
-    examples = judged(Defended(Threshold()), data, attack, batch_size=5).examples
+    examples = examples_of(Defended(Threshold()), data, attack, batch_size=5)
     assert calls == [4, 4]
-    np.testing.assert_allclose(examples.delta.flatten().astype(float), [0.08, 0.08, 0, 0.08, 0.08], atol=1e-4)
-    assert examples.prediction.tolist() == [0, 1, 1, 1, 1]
+    np.testing.assert_allclose(examples["delta"].flatten().astype(float), [0.08, 0.08, 0, 0.08, 0.08], atol=1e-4)
+    assert examples["prediction"].tolist() == [0, 1, 1, 1, 1]
 
 
 # Random output
@@ -469,19 +484,20 @@ def test_the_verdict_on_random_output_is_drawn_afresh(data: ImageSet) -> None:
 def test_examples_of_random_output_tell_the_first_draw(data: ImageSet) -> None:
     """+.08 hurts .45 in more draws than no change does, which comes last."""
     attack = WorstOf(attacks={"more": shift(0.08), "none": shift(0.0)})
-    outcome = judged(Defended(Noisy(), stochastic=True), data, attack, draws=40, batch_size=5)
-    examples = outcome.examples
+    kept = Examples()
+    outcome = judged(Defended(Noisy(), stochastic=True), data, attack, draws=40, batch_size=5, keepers=[kept])
+    examples = kept.arrays
     assert 0 < outcome.right[1] < outcome.clean_right[1]
-    assert float(examples.delta[1].item()) == pytest.approx(0.08, abs=1e-4)
-    assert ((examples.clean_prediction == examples.label) == outcome.clean).all()
+    assert float(examples["delta"][1].item()) == pytest.approx(0.08, abs=1e-4)
+    assert ((examples["clean_prediction"] == examples["label"]) == outcome.clean).all()
     generators = torch.random.get_rng_state()
     with drawn(True, 0, "verdict", 0):
         first = predictions(Defended(Noisy(), stochastic=True), data.images)
     assert torch.equal(torch.random.get_rng_state(), generators)
-    assert examples.clean_prediction.tolist() == first.tolist()
+    assert examples["clean_prediction"].tolist() == first.tolist()
     with drawn(True, 0, "verdict", 0):
         first = predictions(Defended(Noisy(), stochastic=True), data.images + 0.08)
-    assert examples.prediction.tolist() == first.tolist()
+    assert examples["prediction"].tolist() == first.tolist()
 
 
 def test_the_attacker_averages_over_the_draws(data: ImageSet, built: Callable[..., Any]) -> None:
@@ -687,12 +703,12 @@ def test_the_white_box_goes_through_the_front(built: Callable[..., Any]) -> None
 def record_with(outcome: Outcome, stages: list[str], stochastic: bool) -> dict[str, Any]:
     overrides = ["attack=worst_of"]
     cfg, choices = compose("evaluate", overrides)
-    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, 2, stochastic, 1, "cpu")
+    return record_of(evaluation_of(cfg, choices, overrides), outcome, stages, {"run": "digest"}, Circumstances(2, stochastic, 1, "cpu"))
 
 
 def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
     """Four draws: the first image is always right, the second in half of them when attacked, the third never, two are wrong anyway."""
-    outcome = Outcome.empty(data.ids.numpy(), data.shape, stages=2)
+    outcome = Outcome.empty(data.ids.numpy(), stages=2)
     outcome.clean[:] = [True, True, True, True, False]
     outcome.clean_right[:] = [1, 1, 1, 0.75, 0]
     outcome.right[:] = [1, 0.5, 0, 0.25, 0]
@@ -713,7 +729,7 @@ def test_a_record_tells_the_worst_draw_and_the_mean(data: ImageSet) -> None:
 
 def test_passes_are_told_by_the_images_that_each_stage_searched(data: ImageSet) -> None:
     """Of four images, four had the first attack's examples from before and two the second's: 8 passes on the other two."""
-    outcome = Outcome.empty(data.ids.numpy(), data.shape, stages=2)
+    outcome = Outcome.empty(data.ids.numpy(), stages=2)
     outcome.clean[:4], outcome.distance[:4] = True, 0.1
     outcome.reused[:], outcome.forward[:] = [4, 2], [0, 8]
     record = record_with(outcome, ["one", "two"], stochastic=False)
@@ -722,7 +738,7 @@ def test_passes_are_told_by_the_images_that_each_stage_searched(data: ImageSet) 
 
 
 def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
-    record = record_with(Outcome.empty(data.ids.numpy(), data.shape), ["one"], stochastic=False)
+    record = record_with(Outcome.empty(data.ids.numpy()), ["one"], stochastic=False)
     assert (record["attacked"], record["forward_per_attacked_image"], record["distance_of_broken"]["mean"]) == (0, None, None)
     assert record["stages"][0]["forward_per_attacked_image"] is None
     assert "collapsed" in [warning["code"] for warning in record["warnings"]]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import evaluating
 import numpy as np
 import pytest
 import torch
@@ -16,15 +18,18 @@ from robustbench_lab.backbones.base import Backbone, sequence
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.rse import Noise
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation import loop as evaluation
 from robustbench_lab.evaluation.keepers.features import Features
-from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.loop import loop as evaluation
 from robustbench_lab.evaluation.outcome import Outcome
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.jobs import evaluate as job
-from robustbench_lab.models.defended import Classifier, Defended, Normalise
+from robustbench_lab.models.defended import Classifier, Defended
+from robustbench_lab.models.normalise import Normalise
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import evaluation_of
+from robustbench_lab.storage.files import write_arrays
+from robustbench_lab.storage.folders import EvaluationFolder
 from robustbench_lab.threats import Budget
 
 LABELS = [0, 1, 0, 0, 1, 1, 0]
@@ -56,18 +61,18 @@ def model_of(*stages: nn.Module, stochastic: bool = False) -> Defended:
     return Defended(Classifier(Normalise([0.5], [0.25]), Backbone(body, nn.Identity(), head)), stochastic=stochastic)
 
 
-def judged(model: Defended, data: ImageSet, attack: Attack | None = None, **knobs: Any) -> Outcome:
-    how = {"seed": 0, "batch_size": 3, "keep_features": 2, **knobs}
-    return evaluate(model, model, data, attack or Raise(), Budget("linf", 0.1), **how)
+def judged(model: Defended, data: ImageSet, attack: Attack | None = None, **how: Any) -> Outcome:
+    return evaluating.judged(model, data, attack or Raise(), Budget("linf", 0.1), **{"batch_size": 3, **how})
 
 
-def kept_of(outcome: Outcome) -> Features:
-    assert outcome.features is not None
-    return outcome.features
+def kept_of(model: Defended, data: ImageSet, attack: Attack | None = None, per_class: int = 2, **how: Any) -> SimpleNamespace:
+    keeper = Features(per_class)
+    judged(model, data, attack, keepers=[keeper], **how)
+    return SimpleNamespace(**keeper.arrays)
 
 
 def test_the_first_images_of_each_class_as_the_last_layer_reads_them(data: ImageSet) -> None:
-    kept = kept_of(judged(model_of(), data))
+    kept = kept_of(model_of(), data)
     assert kept.index.tolist() == [40, 3, 17, 0], "the first two of each class, in the order of the split"
     assert kept.label.tolist() == [0, 1, 0, 1]
     assert kept.clean.dtype == kept.attacked.dtype == np.float32
@@ -75,58 +80,60 @@ def test_the_first_images_of_each_class_as_the_last_layer_reads_them(data: Image
     moved = [[-1.28, 0.32], [1.92, 0.32], [0.4, 0], [-0.8, 0]]
     np.testing.assert_allclose(kept.attacked, moved, atol=1e-6, err_msg="what is wrong when clean is not attacked")
     assert kept.prediction_clean.tolist() == kept.prediction_attacked.tolist() == [0, 1, 1, 0]
-    everything = kept_of(judged(model_of(), data, keep_features=500))
+    everything = kept_of(model_of(), data, per_class=500)
     assert everything.index.tolist() == data.ids.tolist()
     assert everything.prediction_attacked.tolist() == [0, 1, 1, 0, 0, 1, 0]
 
 
 def test_images_that_are_wrong_when_clean_are_kept_as_attacked_where_they_are(data: ImageSet) -> None:
-    kept = kept_of(judged(model_of(), data, misclassified=True))
+    kept = kept_of(model_of(), data, misclassified=True)
     np.testing.assert_allclose(kept.attacked - kept.clean, np.full((4, 2), 0.32), atol=1e-6)
-
-
-def test_no_features_are_kept_unless_asked_for(data: ImageSet) -> None:
-    assert judged(model_of(), data, keep_features=None).features is None
 
 
 def test_a_network_without_features_is_an_error(data: ImageSet) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
-    with pytest.raises(LabError, match="keep_features: expected a network with features and a last layer, got Sequential"):
-        judged(Defended(plain), data)
+    with pytest.raises(LabError, match=r"keep\.features: expected a network with features and a last layer, got Sequential"):
+        kept_of(Defended(plain), data)
 
 
 def test_going_on_keeps_what_was_kept(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "SAVE_EVERY", -1.0)
-    saved: list[Outcome] = []
-    whole = kept_of(judged(model_of(), data, batch_size=2, save=lambda outcome: saved.append(deepcopy(outcome))))
-    assert kept_of(saved[0]).prediction_clean.tolist() == [0, 1, -1, -1]
-    for partial in saved:
-        rest = kept_of(judged(model_of(), data, Raise(by=0.08), batch_size=3, outcome=partial))
-        for part in fields(Features):
-            np.testing.assert_array_equal(getattr(rest, part.name), getattr(whole, part.name), err_msg=part.name)
+    whole, saved = Features(2), list[Any]()
+
+    def save(outcome: Outcome) -> None:
+        saved.append((deepcopy(outcome), deepcopy(whole.arrays)))
+
+    judged(model_of(), data, batch_size=2, keepers=[whole], save=save)
+    assert saved[0][1]["prediction_clean"].tolist() == [0, 1, -1, -1]
+    for partial, arrays in saved:
+        rest = kept_of(model_of(), data, Raise(by=0.08), batch_size=3, outcome=partial, kept={"features": arrays})
+        for name, expected in whole.arrays.items():
+            np.testing.assert_array_equal(getattr(rest, name), expected, err_msg=name)
 
 
 def test_a_partial_outcome_on_disk_has_them(data: ImageSet, tmp_path: Path) -> None:
-    from robustbench_lab.storage.files import write_arrays
-
-    outcome = judged(model_of(), data)
+    whole, again, other = Features(2), Features(2), Features(3)
+    outcome = judged(model_of(), data, keepers=[whole])
     outcome.done[5:] = False
-    path = tmp_path / "outcome.partial.npz"
-    arrays = {job.OF_EXAMPLES + name: array for name, array in job._arrays(outcome.examples).items()}
-    arrays |= {job.OF_FEATURES + name: array for name, array in job._arrays(outcome.features).items()}
-    write_arrays(path, mark=np.array("it"), **job._arrays(outcome), **arrays)
-    again = job._partial(path, "it", outcome.ids)
-    assert again is not None
-    for part in fields(Features):
-        np.testing.assert_array_equal(getattr(kept_of(again), part.name), getattr(kept_of(outcome), part.name))
+    folder = EvaluationFolder(tmp_path)
+    kept = {f"features.{name}": array for name, array in whole.arrays.items()}
+    write_arrays(folder.partial, mark=np.array("it"), **outcome.arrays(), **kept)
+    for keeper in (again, other):
+        keeper.begin(whole.evaluated)
+    assert job._partial(folder, "it", outcome.ids, Protocol(seed=0, batch_size=3, keepers=[again])) is not None
+    for name, expected in whole.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], expected, err_msg=name)
+    assert job._partial(folder, "it", outcome.ids, Protocol(seed=0, batch_size=3, keepers=[other])) is None, "other images are kept now"
 
 
 def test_of_random_features_one_draw_that_disturbs_nothing_else(data: ImageSet) -> None:
     """The attack changes nothing, so that clean and attacked features differ by their noise alone, of which there is one draw."""
     model = model_of(Noise(0.5), stochastic=True)
-    with_features, without = judged(model, data, Raise(by=0.0), draws=3), judged(model, data, Raise(by=0.0), draws=3, keep_features=None)
+    keeper = Features(2)
+    with_features = judged(model, data, Raise(by=0.0), draws=3, keepers=[keeper])
+    without = judged(model, data, Raise(by=0.0), draws=3)
     np.testing.assert_array_equal(with_features.right, without.right)
-    kept, plain = kept_of(with_features), kept_of(judged(model_of(), data, Raise(by=0.0)))
+    kept, plain = SimpleNamespace(**keeper.arrays), kept_of(model_of(), data, Raise(by=0.0))
     np.testing.assert_array_equal(kept.clean, kept.attacked)
     assert 0.1 < np.abs(kept.clean - plain.clean).mean() < 1
 
@@ -135,9 +142,9 @@ def test_what_is_asked_for_is_in_the_evaluations_name_and_nothing_else_is() -> N
     def named(*words: str) -> Any:
         return evaluation_of(*compose("evaluate", words), words)
 
-    assert "keep_features" not in named().config
-    assert named("keep_features=500").config["keep_features"] == 500
-    assert named("keep_features=500").fingerprint != named().fingerprint == named("keep_features=null").fingerprint
+    assert "keep" not in named().config
+    assert named("keep=[features]", "keep.features.per_class=5").config["keep"]["features"]["per_class"] == 5
+    assert named("keep=[features]").fingerprint != named().fingerprint == named("keep=[]").fingerprint
 
 
 @pytest.mark.parametrize("defense", ["fm", "pni", "adv_bnn", "rse", "learn2perturb"])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.panel import Panel, is_distribution, outputs
+from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import compared, signs
-from robustbench_lab.models.defended import Defended, Front
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.front import Front
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.loop import fit
 
@@ -37,7 +39,7 @@ def panel(built: Callable[..., Any]) -> Panel:
 
 
 def codes(panel: Panel, model: Defended, data: ImageSet, **how: Any) -> set[str]:
-    facts = panel.run(model, data, BUDGET, **{"seed": 0, "batch_size": 60, **how})
+    facts = panel.run(model, data, BUDGET, Protocol(**{"seed": 0, "batch_size": 60, **how}))
     assert facts["n"] == 60
     assert len(set(facts["ids"])) == 60
     return {sign["code"] for sign in signs(panel, facts)}
@@ -87,7 +89,7 @@ class OnGrid(Around):
 
 
 def test_an_honest_model_raises_nothing(panel: Panel, honest: Defended, digits: tuple[ImageSet, ImageSet]) -> None:
-    facts = panel.run(honest, digits[1], BUDGET, seed=0, batch_size=60)
+    facts = panel.run(honest, digits[1], BUDGET, Protocol(seed=0, batch_size=60))
     assert signs(panel, facts) == []
     accuracy = facts["accuracy"]
     assert facts["clean_accuracy"] > 0.9

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.metrics.loss_sensitivity import loss_sensitivity, loss_sensitivity_as_published
-from robustbench_lab.models.defended import Defended, Front
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.front import Front
 
 
 def linear(w: Tensor, b: Tensor) -> Defended:

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluating import judged
 from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.evaluation.loop import evaluate
+from robustbench_lab.evaluation.asked import protocol_of
 from robustbench_lab.evaluation.outcome import Outcome
-from robustbench_lab.jobs.evaluate import measures_of
-from robustbench_lab.metrics.measures import EmpiricalRobustness, LossSensitivity, Measure, Seen, TrainingSetDistance
+from robustbench_lab.metrics.base import Measure, Seen
+from robustbench_lab.metrics.empirical_robustness import EmpiricalRobustness
+from robustbench_lab.metrics.loss_sensitivity import LossSensitivity
+from robustbench_lab.metrics.nearest_neighbour import TrainingSetDistance
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.build import build
@@ -59,7 +62,8 @@ def data() -> ImageSet:
 def measured(data: ImageSet, *measures: Measure, **more: Any) -> np.ndarray:
     model, train = Defended(Threshold()).eval(), torch.tensor([[0.6, 0.1], [0.0, 0.0]]).view(2, 1, 1, 2)
     budget = Budget("linf", math.inf)
-    return evaluate(model, model, data, Swap(), budget, seed=0, batch_size=3, measures=measures, train=train, **more).metrics
+    named = {str(number): measure for number, measure in enumerate(measures)}
+    return judged(model, data, Swap(), budget, batch_size=3, measures=named, train=train, **more).metrics
 
 
 def test_which_images_count(data: ImageSet) -> None:
@@ -97,7 +101,7 @@ def test_the_sensitivity_is_of_all_clean_images(data: ImageSet) -> None:
 def test_an_interrupted_evaluation_measures_the_same(data: ImageSet) -> None:
     measures = (EmpiricalRobustness(as_published=False), LossSensitivity(as_published=False))
     whole = measured(data, *measures)
-    partial = Outcome.empty(data.ids.numpy(), data.shape, 1, 2)
+    partial = Outcome.empty(data.ids.numpy(), 1, 2)
     partial.done[:2], partial.metrics[:, :2] = True, whole[:, :2]
     np.testing.assert_array_equal(measured(data, *measures, outcome=partial), whole)
 
@@ -135,7 +139,9 @@ def test_metrics_of_the_smallest_perturbation_take_attacks_that_look_for_it(
 
     def taken(attack: str) -> bool:
         with suppress(LabError):
-            return list(measures_of(evaluation, built("attack", attack))) == [metric]
+            protocol = protocol_of(evaluation.config, batch_size=1)
+            protocol.check(built("attack", attack))
+            return list(protocol.measures) == [metric]
         return False
 
     assert {attack for attack in ATTACKS if taken(attack)} == attacks

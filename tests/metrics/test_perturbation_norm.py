@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.metrics.measures import Seen
+from robustbench_lab.metrics.base import Seen
 from robustbench_lab.metrics.perturbation_norm import PerturbationNorm
 
 

@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.build import TARGETS, build
-from robustbench_lab.settings.conf import CONF, compose, plain, with_fractions
-from robustbench_lab.settings.identity import Evaluation, canonical, evaluation_of, fingerprint, nearest_runs, run_of
+from robustbench_lab.settings.conf import CONF, choice_file, choices, compose, plain, with_fractions
+from robustbench_lab.settings.identity import Evaluation, canonical, evaluation_of, fingerprint, nearest_runs, run_at_words, run_of
 from robustbench_lab.settings.overrides import merged_overrides, parsed, quoted, readable, train_overrides
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -67,19 +67,19 @@ def test_different_numbers_have_different_spellings(a, b):
 
 
 def test_a_fingerprint_sees_every_difference():
-    values = [1, 2, "1", True, None, [1], {"b": 1}, 1.5, math.inf, -1]
+    values = [1, 2, "1", True, [1], {"b": 1}, 1.5, math.inf, -1]
     contents = [{}, {"b": 1}, *({"a": value} for value in values)]
     assert len({fingerprint(content) for content in contents}) == len(contents)
 
 
 def test_a_fingerprint_is_the_same_on_every_machine():
     """A known answer: names on disk must not change with the version of Python or of this project."""
-    text = b'{"eps": "0.03137254901960784", "labels": null, "norm": "linf", "steps": 7}'
+    text = b'{"eps": "0.03137254901960784", "norm": "linf", "steps": 7}'
     assert fingerprint({"eps": 8 / 255, "steps": 7.0, "norm": "linf", "labels": None}) == blake2b(text, digest_size=4).hexdigest()
 
 
 def names(*overrides: str) -> str:
-    return run_of(*compose("train", overrides)).name
+    return run_at_words(overrides).name
 
 
 def test_names_of_runs():
@@ -140,7 +140,7 @@ def test_a_source_that_is_written_differently_is_the_same_evaluation():
 
 
 def test_a_folder_of_this_content_counts_under_any_name(tmp_path):
-    run = run_of(*compose("train", []))
+    run = run_at_words([])
     assert run.folder(tmp_path) == tmp_path / "runs" / run.name
     renamed = tmp_path / "runs" / f"my-favourite-{run.fingerprint}"
     renamed.mkdir(parents=True)
@@ -156,9 +156,9 @@ def test_nearest_runs_are_ordered_by_how_much_differs(tmp_path):
 
     third = ["seed=3", "training.epochs=9", "training.batch_size=8"]
     for words in (third[:1], third[:2], third, ["defense=trades"]):
-        other = run_of(*compose("train", words))
-        write_json(other.folder(tmp_path) / "run.json", {"schema": 1, "config": other.config})
-    message = nearest_runs(run_of(*compose("train", ["dataset.test_size=5"])), tmp_path)
+        other = run_at_words(words)
+        write_json(other.folder(tmp_path) / "run.json", {"schema": 1, "config": other.config, "model_digest": "d"})
+    message = nearest_runs(run_at_words(["dataset.test_size=5"]), tmp_path)
     differing = ("seed: 3 != 0;", "seed: 3 != 0, training.epochs", "seed: 3 != 0, training.batch")
     places = [message.index(f"differs in {keys}") for keys in differing]
     assert places == sorted(places)
@@ -311,7 +311,7 @@ def test_every_choice_composes_and_resolves(group, choice):
         build(plain(cfg, group)[group], group)
     else:
         cfg, choices = compose("train", words)
-        assert run_of(cfg, choices).fingerprint
+        assert run_of(cfg, choices, words).fingerprint
         for part in ("dataset", "defense", "training"):
             content = plain(cfg, part)[part]
             content.pop("budget", None) if part == "dataset" else None
@@ -320,13 +320,13 @@ def test_every_choice_composes_and_resolves(group, choice):
 
 
 def test_the_groups_that_are_tested_are_all_there_are():
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "metric", "table"}
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "keep", "metric", "table"}
 
 
 def test_conf_is_found_from_anywhere(tmp_path):
     assert (CONF / "train.yaml").is_file()
     assert CONF.is_absolute()
-    code = "from robustbench_lab.config import CONF; print((CONF / 'common.yaml').is_file())"
+    code = "from robustbench_lab.settings.conf import CONF; print((CONF / 'common.yaml').is_file())"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
@@ -354,3 +354,20 @@ def test_an_installed_copy_finds_the_conf_inside_the_package(tmp_path):
     found = yaml.safe_load(subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True).stdout)
     assert found["defense"]["alpha_scale"] == "2e-9" or found["defense"]["alpha_scale"] == 2e-9
     assert found["output_root"] == str(elsewhere / "outputs")
+
+
+def test_a_groups_choices_are_its_files():
+    assert choices("threat_model") == tuple(sorted(path.stem for path in (CONF / "threat_model").iterdir()))
+    assert choices("training_") == choices("") == ()
+    assert choice_file("attack", "pgd") == CONF / "attack" / "pgd.yaml"
+    assert choice_file("attack", "pgdd") is None
+
+
+def test_only_one_place_looks_for_choices():
+    """Everything else asks it, so that choices may one day come from other folders too."""
+    looking = {
+        path.name
+        for path in (CONF.parent / "robustbench_lab").rglob("*.py")
+        if re.search(r"CONF / group|CONF\)? / \"\w+\"\)?\.", path.read_text())
+    }
+    assert looking == {"conf.py"}

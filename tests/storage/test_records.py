@@ -16,8 +16,9 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.intervals import wilson_interval
 from robustbench_lab.storage import files as records
 from robustbench_lab.storage.files import locked, read_arrays, read_json, to_json, write_arrays, write_bytes, write_json
+from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.storage.provenance import provenance
-from robustbench_lab.storage.records import finished_runs, read_record
+from robustbench_lab.storage.records import read_record
 from robustbench_lab.training.checkpoints import digest, load_state, load_weights, read_tensors, save_state, write_tensors
 from robustbench_lab.training.state import State
 
@@ -324,12 +325,14 @@ def test_a_lock_is_freed_by_an_error(tmp_path):
 
 
 def test_finished_runs_passes_over_damaged_ones(tmp_path):
-    for name, content in (("b", '{"schema": 1, "n": 2}'), ("a", '{"schema": 1, "n": 1}'), ("c", "{"), ("d", None)):
+    sound = '{"schema": 1, "model_digest": "d", "config": {}, "n": %d}'
+    contents = {"b-2": sound % 2, "a-1": sound % 1, "c-3": "{", "d-4": None, "e-5": '{"schema": 1, "config": {}}'}
+    for name, content in contents.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         if content:
             (folder / "run.json").write_text(content)
-    assert [(folder.name, run["n"]) for folder, run in finished_runs(tmp_path)] == [("a", 1), ("b", 2)]
+    assert [(run.name, run.record["n"]) for run in OutputFolder(tmp_path).trained()] == [("a-1", 1), ("b-2", 2)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Every cell of every table, in every profile: what it trains and measures would not be refused."""
 
-from robustbench_lab.jobs.evaluate import measures_of
+from robustbench_lab.evaluation.asked import protocol_of
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Evaluation
 from robustbench_lab.settings.overrides import parsed
@@ -13,7 +13,7 @@ def evaluations(*groups: str) -> list[Evaluation]:
     """What the cells' words about these groups describe, each setting once: all else is the default."""
     every = [words for profile in PROFILES for table in chosen_tables([], profile) for _, _, words in table.words()]
     cells = {tuple(word for word in words if (parsed(word).package or parsed(word).key_or_group).startswith(groups)) for words in every}
-    found = Expansion(cells)
+    found = Expansion()
     return [found.evaluation(words) for words in sorted(cells)]
 
 
@@ -29,5 +29,7 @@ def test_every_metric_suits_its_attack() -> None:
     found: set[str] = set()
     for evaluation in evaluations("metric", "attack", "budget"):
         if "metric" in evaluation.config:
-            found |= set(measures_of(evaluation, build(evaluation.config["attack"], "attack")))
+            protocol = protocol_of(evaluation.config, batch_size=1)
+            protocol.check(build(evaluation.config["attack"], "attack"))
+            found |= set(protocol.measures)
     assert {"empirical_robustness_as_published", "training_set_distance_as_published", "perturbation_norm"} <= found

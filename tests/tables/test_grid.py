@@ -2,18 +2,25 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, compose, tables_folder
-from robustbench_lab.settings.identity import evaluation_of, run_of
+from robustbench_lab.settings import pieces
+from robustbench_lab.settings.conf import CONF, choice_file, choices, compose, tables_folder
+from robustbench_lab.settings.identity import evaluation_of, run_at_words
 from robustbench_lab.settings.overrides import readable
+from robustbench_lab.settings.pieces import piece
+from robustbench_lab.settings.values import Unresolved
+from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables import expansion
 from robustbench_lab.tables.cells import cells_of
 from robustbench_lab.tables.claims import sides_of
-from robustbench_lab.tables.expansion import Expansion
+from robustbench_lab.tables.expansion import GROUPS, Expansion
 from robustbench_lab.tables.profiles import PROFILES, Rules
 from robustbench_lab.tables.reading import chosen_tables, read_table, reshaped, table_names
 from robustbench_lab.tables.verdicts import claims_of
@@ -30,6 +37,9 @@ SETTINGS = [
     ["attack=deepfool", "budget=box", "metric=[loss_sensitivity,empirical_robustness]", "dataset=mnist"],
     ["attack=pgd", "attack.steps=${training.epochs}", "training=quick"],
     ["defense=distillation", "defense.temperature=3"],
+    ["defense=fm", "attack@defense.attack=fgsm_predicted", "defense.attack.labels=true"],
+    ["attack=worst_of", "attack@attack.attacks.pgd=pgd_fm", "attack.attacks.pgd.loss=own", "dataset=mnist"],
+    ["dataset=mnist", "dataset.budget.eps=3/255", "budget.norm=l2", "training.optimizer={lr: 3}"],
     ["training.epochs=3", "training.optimizer.lr=0.5", "defense=gda_bounded_relu", "budget=l2", "budget.eps=0.5"],
 ]
 
@@ -37,7 +47,7 @@ SETTINGS = [
 @pytest.mark.parametrize("words", SETTINGS, ids=" ".join)
 def test_an_evaluation_is_the_one_that_hydra_composes(words):
     words = [readable(word) for word in words]
-    found = Expansion([words]).evaluation(words)
+    found = Expansion().evaluation(words)
     wanted = evaluation_of(*compose("evaluate", words), words)
     assert found == wanted
     assert (found.fingerprint, found.name, found.source_words) == (wanted.fingerprint, wanted.name, wanted.source_words)
@@ -47,25 +57,79 @@ def test_an_evaluation_is_the_one_that_hydra_composes(words):
 def test_every_tables_evaluations_are_those_that_hydra_composes(profile):
     """The first and last cell of each table, expanded together with all others."""
     tables = [[words for _, _, words in table.words()] for table in chosen_tables([], profile)]
-    found = Expansion(words for table in tables for words in table)
+    found = Expansion()
     for words in sorted({tuple(table[i]) for table in tables for i in (0, -1)}):
         assert found.evaluation(words) == evaluation_of(*compose("evaluate", words), words)
 
 
+def test_files_are_read_as_omegaconf_reads_them(tmp_path):
+    for path in CONF.rglob("*.yaml"):
+        assert repr(read_yaml(path)) == repr(OmegaConf.to_container(OmegaConf.load(path)))
+    path = tmp_path / "odd.yaml"
+    for odd in ("a: 1e-3\nb: 2026-01-01\nc: !!float 1\nd: 0o17\ne: 1_000\n", "- a\n", "", "a: ${b}\nb: 1\n", "a: on\nb: ~\n1: 2\n"):
+        path.write_text(odd)
+        assert repr(read_yaml(path)) == repr(OmegaConf.to_container(OmegaConf.load(path)))
+    for wrong in ("a: 1\na: 2\n", "a: [\n", "a: ${b\n", "\ta: 1\n", "a:\tb: c\n", "a: !!python/name:os.system\n"):
+        path.write_text(wrong)
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            OmegaConf.load(path)
+        with pytest.raises(type(theirs.value), match=re.escape(str(theirs.value))):
+            read_yaml(path)
+
+
+@pytest.fixture(scope="module")
+def every_choice() -> tuple[Any, dict[str, Any]]:
+    """What Hydra makes of every choice, side by side, and the choices within them."""
+    words = [f"+{group}@pieces.{group}.{choice}={choice}" for group in (*GROUPS, "metric") for choice in choices(group)]
+    cfg, within = compose("evaluate", words)
+    return OmegaConf.to_container(cfg.pieces), within
+
+
+@pytest.mark.parametrize("group", [*GROUPS, "metric"])
+def test_a_piece_is_what_hydra_makes_of_the_choice(group, every_choice):
+    content, within = every_choice
+    for choice in choices(group):
+        here = f"@pieces.{group}.{choice}."
+        assert piece(group, choice).content == content[group][choice]
+        assert list(piece(group, choice).content) == list(content[group][choice]), "the same order"
+        assert piece(group, choice).choices == {k.replace(here, f"@{group}."): v for k, v in within.items() if here in k}
+        assert len(choices(group)) > 1
+
+
+@pytest.mark.parametrize("written", [
+    "# @package _global_\nsteps: 3\n",
+    "defaults:\n- override /training: quick\nsteps: 3\n",
+    "defaults:\n- /attack@_here_: pgd\n",
+    "defaults:\n- optional /attack@attack: pgd\n",
+    "defaults:\n- /attack@attack: [pgd, fgsm]\n",
+    "defaults:\n- {pgd: null, fgsm: null}\n",
+])  # fmt: skip
+def test_a_choice_that_reaches_further_is_left_to_hydra(written, tmp_path, monkeypatch):
+    path = tmp_path / "further.yaml"
+    path.write_text(written)
+    monkeypatch.setattr(pieces, "choice_file", lambda group, choice: path if choice == "further" else choice_file(group, choice))
+    with pytest.raises(Unresolved):
+        piece("attack", "further")
+
+
 def test_what_cells_share_is_composed_once(monkeypatch):
-    """Four choices of attack, beside two of dataset: four rounds; and one base for each verb."""
+    """One base for each verb."""
     asked = []
     monkeypatch.setattr(expansion, "compose", lambda verb, words: asked.append((verb, *words)) or compose(verb, words))
     cells = [[f"attack={attack}", f"dataset={data}"] for attack in ("pgd", "fgsm", "mim", "square") for data in ("digits", "moons")]
-    found = Expansion(cells)
+    found = Expansion()
     fingerprints = {found.evaluation(words).fingerprint for words in cells}
     assert len(fingerprints) == 8
-    assert len(asked) == 6
+    assert sorted(asked) == [("evaluate",), ("train",)]
 
 
-def test_an_unknown_key_is_hydras_error():
-    with pytest.raises(Exception, match=r"attack\.stepz"):
-        Expansion([]).evaluation(["attack=pgd", "attack.stepz=3"])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("attack.stepz=3", r"attack\.stepz"), ("attack@attack.own=fgsm", "attack@attack.own"), ("attack=none", "attack/none")],
+)
+def test_a_wrong_word_is_hydras_error(word, said):
+    with pytest.raises(HydraException, match=said):
+        Expansion().evaluation(["attack=pgd", word])
 
 
 # Profiles
@@ -126,7 +190,7 @@ def test_a_rule_for_an_attack_wins_over_what_every_cell_gets():
 @pytest.mark.parametrize("name", table_names())
 def test_smoke_needs_embedded_data_only(name):
     cells = [words for _, _, words in reshaped(read_table(name), "smoke").words()]
-    expansion = Expansion(cells)
+    expansion = Expansion()
     for evaluation in map(expansion.evaluation, cells):
         for run in (evaluation.run, evaluation.source):
             assert run is None or run.choices["dataset"] in ("digits", "circles", "moons")
@@ -434,8 +498,8 @@ def test_quick_begins_late_what_the_quick_variants_begin_late(defense):
     """conf/grid/quick.yaml and conf/defense/<defense>_quick.yaml say the same."""
     base = ["dataset=cifar10", "backbone=resnet20"]
     cell = Rules.read("quick").applied([*base, f"defense={defense}", "training=fm"])
-    variant = run_of(*compose("train", [*base, "profile=quick", f"defense={defense}_quick"]))
-    assert run_of(*compose("train", cell)).config["defense"] == variant.config["defense"]
+    variant = run_at_words([*base, "profile=quick", f"defense={defense}_quick"])
+    assert run_at_words(cell).config["defense"] == variant.config["defense"]
 
 
 # Tables that are like others

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from robustbench_lab.intervals import wilson_interval
+from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.storage.files import write_json
 from robustbench_lab.storage.records import MODEL_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell, cells_of
-from robustbench_lab.tables.planning import Job, Plan, duration, estimate, plan_of
+from robustbench_lab.tables.planning import Costs, Job, Plan, duration, estimate, plan_of
 from robustbench_lab.tables.reading import read_table
 
 COLUMNS = [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}, {"label": "PGD", "overrides": ["attack=pgd"]}]
@@ -73,7 +74,7 @@ def test_a_teacher_is_a_job_that_comes_first(cells, tmp_path):
     standard, vat, static, tempered, distilled = trainings
     assert vat.needs == static.needs == {standard.fingerprint}
     assert distilled.needs == {tempered.fingerprint}
-    assert standard.words == ["backbone=small_cnn", "defense=standard"]
+    assert run_at_words(standard.words) == run_at_words(["backbone=small_cnn", "defense=standard"])
 
 
 def test_a_row_that_is_not_run_is_no_job(cells, tmp_path):
@@ -81,7 +82,7 @@ def test_a_row_that_is_not_run_is_no_job(cells, tmp_path):
     published = {"kind": "exact", "source": "Table 3", "band": 1, "values": [[1, 2, 3], [4, 5, None]]}
     plan = plan_of(cells(rows=rows, published=published), tmp_path)
     assert [job.verb for job in plan.jobs] == ["train", "evaluate", "evaluate"]
-    assert next(plan.lines()).startswith("1 training runs: 0 finished, 1 missing")
+    assert next(plan.lines({})).startswith("1 training runs: 0 finished, 1 missing")
 
 
 def test_what_is_finished_is_no_job(cells, tmp_path):
@@ -91,8 +92,10 @@ def test_what_is_finished_is_no_job(cells, tmp_path):
     plan = plan_of(cells(), tmp_path)
     assert [job.finished for job in plan.jobs if job.verb == "train"] == [True, False]
     assert len(plan.missing("evaluate")) == 3
-    lines = list(plan.lines())
-    assert lines[0] == "2 training runs: 1 finished, 1 missing (about 60 s, one after the other)"
+    assert list(plan.lines({})) == [
+        "2 training runs: 1 finished, 1 missing (about 60 s)",
+        "4 evaluations: 1 finished, 3 missing (about 4 s and 2 without an estimate)",
+    ]
 
 
 def test_weights_that_are_gone_are_trained_again_only_for_what_needs_them(cells, tmp_path):
@@ -141,10 +144,37 @@ def job(seconds: float | None) -> Job:
 
 
 def test_estimates_in_words():
-    assert estimate([job(None)]) == "no estimate: nothing like them has run here"
-    assert estimate([job(30), job(40)]) == "about 70 s, one after the other"
-    assert estimate([job(3600), job(None)]) == "about 60 min, one after the other; 1 of them without an estimate"
-    assert list(Plan([job(30)]).lines())[:2] == ["1 training runs: 0 finished, 1 missing (about 30 s, one after the other)", "  a  30 s"]
+    assert estimate([job(None)]) == "no estimate"
+    assert estimate([job(30), job(40)]) == "about 70 s"
+    assert estimate([job(3600), job(None)]) == "about 60 min and 1 without an estimate"
+    assert list(Plan({"f": job(30)}, {}).lines({}, full=True))[:2] == ["1 training runs: 0 finished, 1 missing (about 30 s)", "  a  30 s"]
+
+
+def test_each_table_has_a_line_and_the_sum_counts_once_what_tables_share(cells, tmp_path):
+    """An undefended model, and in a second table a student of it."""
+    plain = {"rows": [{"label": "plain"}]}
+    first = cells(**plain)
+    train(first[0], tmp_path, 3600)
+    attack(first[1], tmp_path, 4)
+    first, second = cells(**plain), cells(rows=[{"label": "student", "overrides": ["defense=static_vat"]}])
+    plan = plan_of([*first, *second], tmp_path)
+    assert list(plan.lines({"a": first, "a/longer": second})) == [
+        "a         runs   1 finished   0 missing  evaluations    1 finished    1 missing  no estimate",
+        "a/longer  runs   1 finished   1 missing  evaluations    0 finished    2 missing  about 60 min and 1 without an estimate",
+        "2 training runs: 1 finished, 1 missing (about 60 min)",
+        "4 evaluations: 1 finished, 3 missing (about 4 s and 2 without an estimate)",
+    ]
+    (first[0].evaluation.run.folder(tmp_path) / MODEL_FILE).unlink()
+    assert not any(job.finished for job in plan_of([*first, *second], tmp_path).runs.values()), "weights are gone, and needed"
+
+
+def test_a_finished_plan_reads_no_record_for_estimates(cells, tmp_path, monkeypatch):
+    found = cells(rows=[{"label": "plain"}])
+    train(found[0], tmp_path, 60)
+    for cell in found[1:]:
+        attack(cell, tmp_path, 4)
+    monkeypatch.setattr(Costs, "_attacking", None)
+    assert not any(list(plan_of(cells(rows=[{"label": "plain"}]), tmp_path).missing(verb)) for verb in ("train", "evaluate"))
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def evaluations() -> dict[str, dict[tuple[str, str], Evaluation]]:
         for words in cells.values():
             first.setdefault(way(words), words)
     transfer = words_of("fm/table6")
-    expansion = Expansion([*first.values(), *transfer.values()])
+    expansion = Expansion()
     shared = {name: {place: expansion.evaluation(first[way(words)]) for place, words in cells.items()} for name, cells in chosen.items()}
     return shared | {"fm/table6": {place: expansion.evaluation(words) for place, words in transfer.items()}}
 

@@ -1,0 +1,67 @@
+"""Which panel an evaluation has, in which ball, and its figures, made once for a model and a ball."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.evaluation.panel import Panel
+from robustbench_lab.evaluation.protocol import Protocol
+from robustbench_lab.evaluation.warnings import compared, signs
+from robustbench_lab.models.defended import Defended
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.identity import Run, fingerprint
+from robustbench_lab.storage.files import SCHEMA, locked, read_json, write_json
+from robustbench_lab.storage.folders import RunFolder
+from robustbench_lab.threats import Budget
+
+log = logging.getLogger("robustbench_lab")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A panel on a run, in a ball; content: what names its figures for some weights."""
+
+    panel: Panel
+    ball: Budget
+    run: Run
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], run: Run, protocol: Protocol, without_noise: bool = False) -> Look:
+        """The panel of a resolved config (panel, budget, dataset), with its own ball, or the dataset's usual one where that is unbounded or
+        of l0. Raises LabError where one of the panel's attacks cannot search it."""
+        panel, budget = build(config["panel"], "panel"), build(config["budget"], "budget")
+        ball = config["budget"]
+        if budget.norm == "l0" or not 0 < budget.eps < math.inf:
+            ball = {**ball, **config["dataset"]["budget"]}
+            budget = build(ball, "dataset.budget")
+        if panel.images:
+            panel.check(budget)
+        asked = {"test_size": config["dataset"].get("test_size"), "without_noise": without_noise or None}
+        facts = protocol.facts(random_output=run.random_output and not without_noise)
+        return cls(panel, budget, run, {"panel": config["panel"], "ball": ball, **asked, **facts})
+
+    def key(self, digest: str) -> str | None:
+        """What names this panel's figures for weights of this digest; None for no panel."""
+        return fingerprint({**self.content, "digest": digest}) if self.panel.images else None
+
+    def facts(self, defended: Defended, data: ImageSet, protocol: Protocol, folder: RunFolder, force: bool) -> dict[str, Any]:
+        """The panel's figures for the weights in the run's folder: as they were written once, or made now."""
+        path = folder.panel_file(str(self.key(folder.digest)))
+        with locked(path.parent, log.info):
+            if force or not path.exists():
+                figures = self.panel.run(defended, data, self.ball, protocol)
+                write_json(path, {"schema": SCHEMA, "run": self.run.name, **figures})
+            return read_json(path)
+
+    def told(self, record: Mapping[str, Any], facts: Mapping[str, Any], verdicts: Mapping[int, bool]) -> dict[str, Any]:
+        """The panel as a record has it, and the record's warnings with the signs that it found; verdicts: robust, by image index."""
+        found = {sign["code"]: sign for sign in [*signs(self.panel, facts), *compared(self.panel, facts, record, verdicts)]}
+        said = {warning["code"] for warning in record["warnings"]}
+        kept = {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run")}
+        return {"panel": kept, "warnings": [*record["warnings"], *(sign for code, sign in found.items() if code not in said)]}

@@ -1,0 +1,71 @@
+"""What stands before a network, and how an attack goes around it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lab.datasets.base import ImageSet
+
+
+class _Straight(torch.autograd.Function):
+    """The first argument forward, the second argument's gradient backward."""
+
+    @staticmethod
+    def forward(ctx, exact: Tensor, differentiable: Tensor) -> Tensor:
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+class Front(nn.Module):
+    """A stage before the network: [B, C, H, W] in [0, 1] to the same; H and W may change where the network takes other sizes.
+
+    `transform` may be anything; `surrogate` is its differentiable stand-in, of the same shape: the identity unless a front knows better.
+    Forward gives exactly the transform, backward the surrogate's gradient (BPDA, Athalye et al. 2018, arXiv:1802.00420, section 4.1). A
+    front whose transform is differentiable overrides `forward`.
+
+    random: whether it draws, in train and eval mode, from the global generator: the model is stochastic then. One that is a
+    `models.noise.NoiseLayer` too draws only while `active`, so that its noise can be switched off; of any other, that is refused.
+    needs_network: whether `transform` looks at the network that it stands before, `self.network`.
+    Nothing is drawn when it is made, but in `fit`: a defense's fronts are made before the run's seed is set.
+    """
+
+    random: ClassVar[bool] = False
+    needs_network: ClassVar[bool] = False
+
+    def transform(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define transform")
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact, differentiable = self.transform(x.detach()), self.surrogate(x)
+        if exact.shape != differentiable.shape:
+            raise TypeError(f"{type(self).__name__}: transform gave {list(exact.shape)}, its surrogate {list(differentiable.shape)}")
+        return _Straight.apply(exact, differentiable)
+
+    def fit(self, images: ImageSet, rng: torch.Generator) -> None:
+        """Once, before the first step: what it learns from the training images goes into its buffers.
+
+        rng: on the CPU, seeded by the run's seed and the front's place.
+        """
+
+    def attach(self, network: nn.Module) -> None:
+        """Called when it is put before a network, if it `needs_network`."""
+        self._network = [network]  # in a list: no submodule of the front, whose weights would be in the checkpoint twice
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network[0]
+
+    @property
+    def learned(self) -> bool:
+        """Whether training moves it; a threat model that hides the fixed fronts shows it. A front whose parameters are fixed, such as a
+        density model's, says False."""
+        return any(True for _ in self.parameters())

@@ -1,0 +1,81 @@
+"""What Hydra makes of one choice of a group, without Hydra: read from its files once, as plain values, interpolations as they stand.
+
+A choice that asks for more than a mapping and the choices that it is like or holds (`- pgd`, `- /attack@attack: pgd`, and
+`- override /attack@attack: fgsm`) is left to Hydra.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from robustbench_lab.settings.conf import choice_file
+from robustbench_lab.settings.values import Unresolved, merged
+from robustbench_lab.settings.yaml_files import read_yaml
+
+HELD = re.compile(r"(?P<override>override )?/(?P<group>\w+)@(?P<package>[^\W_]\w*(?:\.[^\W_]\w*)*)")  # _here_ and such have meanings
+
+
+class Piece(NamedTuple):
+    """content: of the choice. choices: of the groups within it, by where they are: `defense@defense.source`, as Hydra names them."""
+
+    content: dict[str, Any]
+    choices: dict[str, str]
+
+
+@functools.cache
+def piece(group: str, choice: str, *instead: tuple[str, str]) -> Piece:
+    """A choice, with others than its own within it: `("attack@attack", "fgsm")`. It is only read: everyone is given the same one.
+
+    Raises Unresolved where Hydra must say.
+    """
+    content, within = _composed(group, choice, dict(instead))
+    choices = {f"{held}@{group}.{package}": name for package, (held, name) in within.items()}
+    if not all(choices.get(key.replace("@", f"@{group}.", 1)) == name for key, name in instead):
+        raise Unresolved
+    return Piece(content, choices)
+
+
+def _composed(group: str, choice: str, outer: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """Content, and group and choice of what is held by package; `outer`: what is held instead, by `group@package`."""
+    path = choice_file(group, choice)
+    if path is None or "@package" in path.read_text(encoding="utf-8"):
+        raise Unresolved
+    own = dict(read_yaml(path))
+    entries = own.pop("defaults", [])
+    if "_self_" not in entries:
+        entries = [*entries, "_self_"]
+    held = [match for entry in entries if isinstance(entry, dict) for match in [_held(entry)]]
+    instead = {f"{match['group']}@{match['package']}": choice for match, choice in held if match["override"]} | dict(outer)
+    content: dict[str, Any] = {}
+    within: dict[str, tuple[str, str]] = {}
+    for entry in entries:
+        if entry == "_self_":
+            content = merged(content, own)
+        elif isinstance(entry, str):
+            more, their = _composed(group, entry, instead)
+            content, within = merged(content, more), within | their
+        else:
+            match, name = _held(entry)
+            if match["override"]:
+                continue
+            package, of = match["package"], match["group"]
+            name = instead.get(f"{of}@{package}", name)
+            inside = {key.replace(f"@{package}.", "@", 1): chosen for key, chosen in instead.items() if f"@{package}." in key}
+            more, their = _composed(of, name, inside)
+            for part in reversed(package.split(".")):
+                more = {part: more}
+            content = merged(content, more)
+            within |= {package: (of, name), **{f"{package}.{further}": chosen for further, chosen in their.items()}}
+    return content, within
+
+
+def _held(entry: Mapping[str, Any]) -> tuple[re.Match[str], str]:
+    """Raises Unresolved for an entry of a list of defaults that is none of those above."""
+    ((key, choice),) = entry.items() if len(entry) == 1 else [("", None)]
+    match = HELD.fullmatch(key)
+    if match is None or not isinstance(choice, str):
+        raise Unresolved
+    return match, choice
