@@ -74,7 +74,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     if cfg.report:
         from robustbench_lab.report.page import write_report
 
-        write_report(output_root, reference=reference_results())
+        write_report(output_root, reference=reference_results() if cfg.reference else None)
 
 
 class Launches:

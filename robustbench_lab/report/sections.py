@@ -113,6 +113,11 @@ class Section:
         return named if unique else {model: f"{name} {model.run}" for model, name in named.items()}
 
     @property
+    def in_small_part(self) -> bool:
+        """Whether less than half of it is measured, such as by records that it shares with another table."""
+        return 2 * len(self.measured) < len(self.evaluated)
+
+    @property
     def holding(self) -> int:
         """How many of the paper's claims hold."""
         return sum(claim.verdict == "holds" for claim in self.view.every_claim)

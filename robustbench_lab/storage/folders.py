@@ -88,8 +88,12 @@ class Folder:
 
     def _own(self, content: Content, file: str) -> None:
         """Raises Clash where the content is that of something else with the same name: the names are hashes, and short."""
-        if (difference := self.differs(content)) is not None:
-            where = self.path / file
+        where = self.path / file
+        try:
+            difference = self.differs(content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise LabError(f"{where} is damaged ({error!r}); repeat the job with force=true") from error
+        if difference is not None:
             raise Clash(f"{where} is of something else with the same name: {difference}; move one of the two to another output_root")
 
 
