@@ -26,7 +26,7 @@ $(VENV)/.installed-run $(VENV)/.installed-dev $(VENV)/.installed-browser: pyproj
 
 install: $(VENV)/.installed-run  ## make .venv and install the project into it
 
-smoke: $(VENV)/.installed-run  ## train the undefended model and FM on embedded digits, attack both, print a table (3 minutes on a CPU)
+smoke: $(VENV)/.installed-run  ## train the undefended model and FM on embedded digits, attack both, print a table, write the report (3 minutes on a CPU)
 	$(RUN) reproduce 'tables=[smoke/digits]'
 
 test: $(VENV)/.installed-dev  ## lint, types and the quick tests (XX minutes on 2 cores)
@@ -43,7 +43,7 @@ reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss
 tables: $(VENV)/.installed-run  ## write the tables from the records there are
 	$(RUN) tables profile=$(PROFILE)
 
-report: $(VENV)/.installed-run  ## write outputs/report/index.html from the records there are
+report: $(VENV)/.installed-run  ## write outputs/report/index.html: your records, and beside them what the project has measured
 	$(RUN) report
 
 test-launchers: $(VENV)/.installed-dev  ## joblib, submitit and Ray for real, with workers that are killed (XX minutes)

@@ -152,7 +152,7 @@ def _draw_plane(axes: Axes, plane: Plane, most_added: int) -> None:
     for points, size, edge in ((plane.added and thinned(plane.added, most_added), 1.0, 0.0), (plane.original, 4.0, 0.2)):
         if points is not None:
             colours = np.array(CLASSES)[points.y.astype(int)]
-            axes.scatter(points.x[:, 0], points.x[:, 1], size, colours, edgecolors="white", linewidths=edge, zorder=2, rasterized=True)
+            axes.scatter(points.x[:, 0], points.x[:, 1], size, colours, edgecolors="white", linewidths=edge, zorder=2)
     axes.set_rasterization_zorder(2.5)  # thousands of marks would make the SVG slow, and areas side by side would show seams
     for levels, width in (([level / 10 for level in range(1, 10) if level != 5], 0.35), ([0.5], 1.3)):
         crossed = [level for level in levels if low < level < high]

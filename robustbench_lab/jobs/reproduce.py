@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.tables import write
 from robustbench_lab.multirun import lost
-from robustbench_lab.settings.conf import check_flags, compose
+from robustbench_lab.settings.conf import check_flags, compose, reference_results
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.records import ERROR_FILE
@@ -72,7 +72,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     if cfg.report:
         from robustbench_lab.report.page import write_report
 
-        write_report(output_root)
+        write_report(output_root, reference=reference_results() if cfg.reference else None)
 
 
 class Launches:

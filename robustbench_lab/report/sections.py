@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from robustbench_lab.settings.identity import Evaluation
     from robustbench_lab.tables.cells import Cell
     from robustbench_lab.tables.grid import Table
-    from robustbench_lab.tables.verdicts import CheckedClaim
-    from robustbench_lab.tables.view import View
+    from robustbench_lab.tables.view import ShownCell, View
 
+WIDEST = 8  # columns that a page has room for
 GROUPS = ("dataset", "backbone", "defense", "training")
 OF_THE_ATTACK = {"collapsed", "transfer_only"}  # warnings of a record that say nothing about hidden gradients
 PANEL = {
@@ -48,16 +48,15 @@ class Comparison:
         other = self.cell.n is not None and self.strongest.n != self.cell.n
         return f"{self.strongest.attack}, n = {self.strongest.n:,}" if other else self.strongest.attack
 
-    def reach(self, several_balls: bool) -> Reach:
-        label = f"{self.model}, {self.ball}" if several_balls else self.model
-        return Reach(label, self.strongest_label, self.cell.published, _point(self.cell), self.strongest.robust)
+    def reach(self) -> Reach:
+        return Reach(self.model, self.strongest_label, self.cell.published, _point(self.cell), self.strongest.robust)
 
 
-@dataclass(frozen=True)
-class Footnote:
-    letter: str
-    code: str
-    messages: Sequence[tuple[str, Sequence[str]]]  # and the cells that carry it
+class Grid(NamedTuple):
+    """head: the corner and the columns' labels; rows: a label, and each cell with its number, by which links know it."""
+
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[int, ShownCell]]]]
 
 
 @dataclass(frozen=True)
@@ -69,45 +68,21 @@ class Section:
     view: View
     entries: Mapping[str, Sequence[Entry]]
     trained: Mapping[str, Trained]
-
-    @property
-    def claims(self) -> Sequence[CheckedClaim]:
-        return self.view.every_claim
-
-    @property
-    def commands(self) -> dict[str, Sequence[str]]:
-        """What fills a missing cell, by the cell's name."""
-        return {cell.name: cell.commands for cell in self.view.missing}
+    of_the_project: bool = False
 
     @property
     def anchor(self) -> str:
-        return f"{self.table.name.replace('/', '-')}-{self.table.profile}"
-
-    @property
-    def compares(self) -> bool:
-        """Whether it stands beside published figures: one of embedded data never does."""
-        return any(cell.published is not None for cell in self.cells)
-
-    @property
-    def make(self) -> str:
-        return self.view.command
+        name = f"{self.table.name.replace('/', '-')}-{self.table.profile}"
+        return f"project-{name}" if self.of_the_project else name
 
     @property
     def measured(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.figure is not None]
 
-    @property
-    def missing(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.missing]
-
     @cached_property
     def evaluated(self) -> list[tuple[Cell, Evaluation]]:
         """The cells that are run, measured or not, with their evaluations."""
         return [(cell, measurement.evaluation) for cell in self.cells for measurement in cell.measurements]
-
-    @property
-    def sizes(self) -> list[int]:
-        return sorted({cell.record["n"] for cell in self.measured if cell.record})
 
     def count(self, verdict: str) -> int:
         return sum(cell.verdict == verdict for cell in self.measured)
@@ -136,20 +111,25 @@ class Section:
         unique = len(set(named.values())) == len(named)
         return named if unique else {model: f"{name} {model.run}" for model, name in named.items()}
 
-    @cached_property
-    def footnotes(self) -> list[Footnote]:
-        return [
-            Footnote(note.letter, note.code, [(message.text, message.cells) for message in note.messages]) for note in self.view.footnotes
-        ]
+    @property
+    def in_small_part(self) -> bool:
+        """Whether less than half of it is measured, such as by records that it shares with another table."""
+        return 2 * len(self.measured) < len(self.evaluated)
 
-    def grid(self) -> list[tuple[str, Sequence[Cell]]]:
-        """Each row's label and cells."""
-        width = len(self.table.columns)
-        return [(row.label, self.cells[i * width : (i + 1) * width]) for i, row in enumerate(self.table.rows)]
+    @property
+    def holding(self) -> int:
+        """How many of the paper's claims hold."""
+        return sum(claim.verdict == "holds" for claim in self.view.every_claim)
 
-    def marks(self, cell: Cell) -> list[str]:
-        letters = {note.code: note.letter for note in self.footnotes}
-        return sorted({letters[flag["code"]] for flag in cell.flags})
+    @property
+    def grid(self) -> Grid:
+        """As the table stands, or, where that is wider than a page, with its columns beneath each other."""
+        head, rows, width = self.view.head, self.view.rows, len(self.table.columns)
+        cells = [[(i * width + j, cell) for j, cell in enumerate(row.cells)] for i, row in enumerate(rows)]
+        if width <= max(WIDEST, len(rows)):
+            return Grid(head, [(row.label, line) for row, line in zip(rows, cells, strict=True)])
+        corner = " / ".join(reversed(head[0].split(" / ")))
+        return Grid([corner, *(row.label for row in rows)], list(zip(head[1:], zip(*cells, strict=True), strict=True)))
 
     def entry(self, evaluation: Evaluation) -> Entry | None:
         of_run = self.entries.get(evaluation.run.fingerprint, ())
@@ -211,10 +191,6 @@ class Section:
             " Where the table shows a mean over draws or runs, so do the figures of its own attack; under the strongest attack only images "
             "count that are right in every one of them."
         )
-
-    def reaches(self) -> list[Reach]:
-        several = len({comparison.ball for comparison in self.comparisons}) > 1
-        return [comparison.reach(several) for comparison in self.comparisons]
 
     @cached_property
     def panels(self) -> list[tuple[str, Panel, list[Mapping[str, str]]]]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import yaml
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.report.entries import Entry, Trained
-from robustbench_lab.report.pictures import Example, examples_of
+from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
-from robustbench_lab.storage.files import read_arrays, read_json
-from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, RECORD_FILE, RUN_FILE, read_record
+from robustbench_lab.storage.files import read_json
+from robustbench_lab.storage.folders import EvaluationFolder, Missing, OutputFolder
+from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE
 from robustbench_lab.tables.grid import Table
 
 CLASSES = ("dataset", "backbone", "defense", "attack")  # groups whose choices are of several classes
@@ -36,22 +35,32 @@ class Gallery:
 
 
 class Shelf:
-    """Every record and run under an output folder, and `problems`: the files that could not be read, with the reason."""
+    """Every record and run under an output folder, and `problems`: the files that could not be read, with the reason.
 
-    def __init__(self, output_root: Path) -> None:
+    of_the_project: whether these are the results that are published with the code.
+    """
+
+    def __init__(self, output_root: Path, of_the_project: bool = False) -> None:
         self.root = output_root
+        self.of_the_project = of_the_project
         self.problems: dict[str, str] = {}
         self.entries: list[Entry] = []
         self.trained: dict[str, Trained] = {}
-        for path in sorted((output_root / "runs").glob(f"*/evaluate/*/{RECORD_FILE}")):
-            if (record := self._read(path, read_record)) is not None:
-                try:
-                    self.entries.append(Entry.of(path.parent, record))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    self._problem(path, f"is damaged ({error!r}); repeat the job with force=true")
-        for path in sorted((output_root / "runs").glob(f"*/{RUN_FILE}")):
-            if (record := self._read(path, read_json)) is not None:
-                self.trained[path.parent.name.rpartition("-")[2]] = Trained.of(path.parent.name, record, self._epochs(path.parent))
+        self._folder = OutputFolder(output_root)
+        for fingerprint, run in self._folder.runs.items():
+            for evaluation in run.evaluations():
+                self._list(evaluation)
+            if (record := self._read(run.path / RUN_FILE, partial(getattr, run, "record"))) is not None:
+                epochs = self._read(run.path / METRICS_FILE, run.epochs) or []
+                self.trained[fingerprint] = Trained.of(run.name, record, epochs)
+
+    def _list(self, evaluation: EvaluationFolder) -> None:
+        path = evaluation.file
+        if (record := self._read(path, partial(evaluation.record, {}))) is not None:
+            try:
+                self.entries.append(Entry.of(evaluation, record))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                self._problem(path, f"is damaged ({error!r}); repeat the job with force=true")
 
     def of_runs(self) -> dict[str, list[Entry]]:
         """The records of each run that speak of the weights it has now."""
@@ -62,11 +71,12 @@ class Shelf:
 
     def is_current(self, entry: Entry) -> bool:
         """Whether the runs that a record speaks of, the attacked and the attacker's, still have the weights that it speaks of."""
-        parts = [part for part in (entry.record["run"], entry.record.get("source")) if part]
-        return all(
-            (trained := self.trained.get(part["fingerprint"])) is not None and trained.record.get("model_digest") == part["model_digest"]
-            for part in parts
-        )
+        parts = {part: entry.record[part]["fingerprint"] for part in ("run", "source") if entry.record.get(part)}
+        try:
+            entry.folder.check_weights(entry.record, self._folder.digests(parts))
+        except LabError:
+            return False
+        return True
 
     @cached_property
     def _classes(self) -> list[dict[str, str]]:
@@ -88,16 +98,16 @@ class Shelf:
         """Jobs that left an error and have not succeeded since: folder and error."""
         runs = self.root / "runs"
         paths = sorted([*runs.glob(f"*/{ERROR_FILE}"), *runs.glob(f"*/evaluate/*/{ERROR_FILE}")])
-        contents = [(path, self._read(path, read_json)) for path in paths]
+        contents = [(path, self._read(path, partial(read_json, path))) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
 
-    def galleries(self, section: Section) -> list[Gallery]:
+    def galleries(self, section: Section, album: Album) -> list[Gallery]:
         found = []
         for model, entry in section.strongest_rows(GALLERY):
-            path = entry.folder / EXAMPLES_FILE
-            if path.exists() and (arrays := self._read(path, read_arrays)) is not None:
+            path = entry.folder.path / EXAMPLES_FILE
+            if (arrays := self._read(path, partial(entry.folder.arrays, EXAMPLES_FILE))) is not None:
                 try:
-                    examples = examples_of(arrays, entry.dataset, PICTURES)
+                    examples = examples_of(arrays, entry.dataset, PICTURES, album)
                 except LabError as error:
                     self._problem(path, f"is damaged: {error}; repeat the job with force=true")
                     continue
@@ -105,24 +115,12 @@ class Shelf:
                     found.append(Gallery(model, entry, examples))
         return found
 
-    def href(self, entry: Entry) -> str:
-        """From the page to the record's file."""
-        return quote(f"../{self._name(entry.folder / RECORD_FILE)}")
-
-    def _epochs(self, folder: Path) -> list[dict[str, Any]]:
-        path = folder / "metrics.jsonl"
+    def _read(self, path: Path, read: Callable[[], Any]) -> Any:
+        """What `read` gives of the file; None where it is not there, or cannot be read, which is then a problem."""
         try:
-            epochs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            if not all(isinstance(epoch, dict) for epoch in epochs):
-                raise ValueError("expected an object a line")
-        except (OSError, ValueError) as error:
-            self._problem(path, f"cannot be read ({error})")
-            return []
-        return epochs
-
-    def _read(self, path: Path, read: Any) -> Any:
-        try:
-            return read(path)
+            return read()
+        except Missing:
+            return None
         except LabError as error:
             self._problem(path, str(error).removeprefix(str(path)).strip())
             return None
@@ -131,7 +129,8 @@ class Shelf:
         self.problems[self._name(path)] = reason
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        name = path.relative_to(self.root).as_posix()
+        return f"{self.root.name}/{name}" if self.of_the_project else name
 
 
 @cache

@@ -22,7 +22,7 @@ from robustbench_lab.settings.values import resolved
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
-FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "report", "data.download")
+FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "report", "reference", "data.download")
 HYDRA_VERSION_BASE = "1.3"
 FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
@@ -30,6 +30,11 @@ FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 def project_path(relative: str) -> str:
     """A path inside the checkout that this code runs from; inside the working directory when it is installed without one."""
     return str((CHECKOUT or Path.cwd()) / relative)
+
+
+def reference_results() -> Path | None:
+    """The output folder of what the project has measured, published with the code; None where the package is installed without it."""
+    return None if CHECKOUT is None else CHECKOUT / "outputs" / "reference"
 
 
 def tables_folder() -> Path:

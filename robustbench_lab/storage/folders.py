@@ -91,8 +91,12 @@ class Folder:
 
     def _own(self, content: Content, file: str) -> None:
         """Raises Clash where the content is that of something else with the same name: the names are hashes, and short."""
-        if (difference := self.differs(content)) is not None:
-            where = self.path / file
+        where = self.path / file
+        try:
+            difference = self.differs(content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise LabError(f"{where} is damaged ({error!r}); repeat the job with force=true") from error
+        if difference is not None:
             raise Clash(f"{where} is of something else with the same name: {difference}; move one of the two to another output_root")
 
 
@@ -232,12 +236,16 @@ class EvaluationFolder(Folder):
         """
         record = self.read()
         self._own(record, self.file.name)
+        self.check_weights(record, digests)
+        return record
+
+    def check_weights(self, record: Content, digests: Mapping[str, str]) -> None:
+        """Raises LabError where a record of this folder speaks of weights of other digests."""
         for part, digest in digests.items():
             about = record.get(part)
             if not isinstance(about, Mapping) or about.get("model_digest") != digest:
                 name = about.get("name", "its run") if isinstance(about, Mapping) else "its run"
                 raise LabError(f"{self.path / RECORD_FILE} speaks of other weights than {name} has now; evaluate again")
-        return record
 
     def finished(self, digests: Mapping[str, str]) -> dict[str, Any] | None:
         """The record, if it counts and the outcome beside it can be read; None where there is something to do, and why in the log."""

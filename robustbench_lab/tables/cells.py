@@ -186,8 +186,13 @@ def name_of(evaluation: Evaluation) -> str:
 
 def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list[Cell]]]:
     """Each table with its cells, row by row; what they share is composed and read once."""
-    expansion, known = Expansion(), Records(output_root)
-    return [(table, _Filling(table, expansion, known).cells()) for table in tables]
+    return filled_from(tables, [output_root])[0]
+
+
+def filled_from(tables: Sequence[Table], output_roots: Sequence[Path]) -> list[list[tuple[Table, list[Cell]]]]:
+    """The same from each of several output folders."""
+    expansion, every = Expansion(), [Records(output_root) for output_root in output_roots]
+    return [[(table, _Filling(table, expansion, known).cells()) for table in tables] for known in every]
 
 
 def cells_of(table: Table, output_root: Path) -> list[Cell]:

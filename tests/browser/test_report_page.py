@@ -59,6 +59,7 @@ def page(browser: Any, address: str) -> Any:
     """The page, fresh, on a desktop in daylight."""
     show(browser, 1280)
     browser.get(address)
+    browser.execute_script("document.getElementById('record-fold').open = true")
     return browser
 
 
@@ -96,7 +97,8 @@ def count(page: Any) -> str:
 def test_no_console_error_and_no_request(page, address):
     assert page.get_log("browser") == []
     loaded = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert [name for name in loaded if not name.startswith("data:")] == []
+    beside = address.rpartition("/")[0] + "/pictures/"
+    assert [name for name in loaded if not name.startswith(("data:", beside))] == []
 
 
 def test_a_heading_sorts_numbers_up_and_down(page):
@@ -179,6 +181,10 @@ def test_the_page_never_scrolls_sideways(page, address, width):
     page.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
     inside, outside = page.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert inside <= outside
+    if width == 1280:
+        script = """const boxes = [...document.querySelectorAll(".scroll")];
+            return boxes.filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.ariaLabel)"""
+        assert page.execute_script(script) == [], "no table has to be pushed sideways on a desktop"
     script = """const boxes = [...document.querySelectorAll("main p, main h3, main figure, main pre")];
         const sticksOut = (box) => box.getBoundingClientRect().right > innerWidth && !box.closest(".scroll");
         return boxes.filter(sticksOut).map((box) => box.textContent)"""
@@ -201,6 +207,7 @@ def test_it_can_be_read_without_scripts(browser, address):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(address)
+        browser.find_element("css selector", "#record-fold > summary").click()
         rows = browser.find_elements("css selector", "#record-table tbody tr")
         assert len(rows) == RECORDS - 1
         assert rows[-1].is_displayed()
@@ -215,9 +222,65 @@ def test_on_paper_everything_is_there(page):
     assert not page.find_element("css selector", "nav").is_displayed()
     assert not page.find_element("id", "record-controls").is_displayed()
     page.execute_script("dispatchEvent(new Event('beforeprint'))")
-    assert page.execute_script("return document.querySelectorAll('article details:not([open])').length") == 0
+    assert page.execute_script("return document.querySelectorAll('main details:not([open])').length") == 0
     page.execute_script("dispatchEvent(new Event('afterprint'))")
     assert page.execute_script("return document.querySelectorAll('article > details[open]').length") == 0
+
+
+def test_what_is_measured_comes_first_and_the_rest_is_folded(page):
+    first = page.find_element("css selector", "main > section")
+    assert first.get_attribute("id") == "measured"
+    cards = first.find_elements("class name", "card")
+    assert len(cards) == len(page.find_elements("tag name", "article")) > 3
+    assert cards[0].is_displayed()
+    assert cards[0].rect["y"] < 450, "seen without scrolling"
+    assert page.execute_script("return document.querySelectorAll('article details[open]').length") == 0
+    assert not page.find_element("css selector", "article table.grid").is_displayed()
+
+
+def test_a_card_opens_its_table(page):
+    link = page.find_element("css selector", ".card h4 a")
+    table = page.find_element("css selector", f"{link.get_attribute('href')[len(page.current_url) :]} table.grid")
+    for _ in range(2):  # closed by hand, it opens again
+        link.click()
+        page.execute_async_script("setTimeout(arguments[0], 100)")
+        assert table.is_displayed()
+        page.execute_script("arguments[0].closest('article > details').open = false", table)
+
+
+def test_pictures_are_loaded_when_they_are_looked_at(page):
+    script = "return [...document.images].map((image) => [image.closest('article').id, image.complete && image.naturalWidth > 0])"
+    page.execute_async_script("setTimeout(arguments[0], 300)")
+    pictures = page.execute_script(script)
+    assert len(pictures) > 30
+    assert not any(loaded for _, loaded in pictures), "all of them are folded away"
+    page.execute_script("""for (const box of document.querySelectorAll('article details')) box.open = true;
+        document.querySelector('img').scrollIntoView()""")
+    page.execute_async_script("setTimeout(arguments[0], 500)")
+    assert page.execute_script("const first = document.images[0]; return first.complete && first.naturalWidth") > 0
+    assert page.get_log("browser") == []
+
+
+def test_the_projects_results_are_marked(browser, tmp_path):
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
+    for root, name in ((outputs, "smoke/digits"), (reference, "efficient_defenses/table1")):
+        for _, cells in filled(chosen_tables([name]), root):
+            fake.fill_plausibly(cells, root)
+    show(browser, 1280)
+    browser.get(write_report(outputs, reference=reference).as_uri())
+    own = browser.find_elements("css selector", ".card:not(.project)")
+    theirs = browser.find_elements("css selector", ".card.project")
+    assert own[0].is_displayed()
+    assert 0 < own[0].rect["y"] < theirs[0].rect["y"]
+    assert "MNIST" in theirs[0].text
+    headings = [heading.text for heading in browser.find_elements("css selector", "#measured > h3")]
+    assert headings == ["Measured here", "Measured by the project, published with the code"]
+    browser.execute_script("document.getElementById('record-fold').open = true")
+    choose(browser, 13, "project")
+    assert set(column(browser, 13)) == {"project"}
+    assert set(column(browser, 0)) == {"mnist"}
+    links = browser.execute_script("return [...document.querySelectorAll('#record-table a')].map((link) => link.href)")
+    assert all(Path(link.removeprefix("file://")).exists() for link in links)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

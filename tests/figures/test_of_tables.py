@@ -1,6 +1,7 @@
 """Tables as papers' figures: what is taken from which record, and what is left out."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,12 +155,18 @@ def test_nothing_measured_is_nothing_drawn(outputs):
     assert "figure3.png" not in path.read_text()
 
 
-def test_the_report_shows_the_figure_and_names_a_damaged_file(outputs):
+def test_the_report_draws_the_figure_once_shows_it_and_names_a_damaged_file(outputs, monkeypatch):
+    from robustbench_lab.report import pictures
     from robustbench_lab.report.page import write_report
 
+    drawings = []
+    monkeypatch.setattr(pictures, "drawn", lambda *of: drawings.append(of) or of_tables.drawn(*of))
     _, cells = filled("efficient_defenses/figure1", outputs)
-    page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()
-    assert '<figure class="paper-figure"><img src="data:image/png;base64,' in page
+    for _ in range(2):
+        page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()
+        (address,) = re.findall(r'<figure class="paper-figure"><img src="(pictures/[\w-]+\.png)"', page)
+        assert (outputs / "report" / address).read_bytes().startswith(b"\x89PNG")
+    assert len(drawings) == 1
     (cells[0].evaluation.folder(outputs) / "examples.npz").write_bytes(b"damaged")
     page = write_report(outputs, ["efficient_defenses/figure1"]).read_text()
     assert '<figure class="paper-figure">' not in page

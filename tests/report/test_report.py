@@ -1,8 +1,6 @@
 """The report as a pure function of records and conf/: figures worked out by hand, what may not be shown, what may not be fetched."""
 
-import base64
 import functools
-import io
 import json
 import re
 import subprocess
@@ -21,11 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from robustbench_lab.jobs import report as report_job
 from robustbench_lab.report import page as report
-from robustbench_lab.report.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart
+from robustbench_lab.report.charts import LINES, Pair, Point, Reach, curves_chart, pairs_chart, reaches_chart, ticks
 from robustbench_lab.report.entries import Ball
 from robustbench_lab.report.page import write_report
-from robustbench_lab.report.pictures import examples_of
+from robustbench_lab.report.pictures import Album, examples_of
 from robustbench_lab.report.shelf import CLASSES, class_of
 from robustbench_lab.settings.conf import CONF, compose
 from robustbench_lab.settings.identity import evaluation_of
@@ -66,7 +65,7 @@ class Page(HTMLParser):
         super().__init__()
         self._open: list[str] = []
         self._caption, self._rows = "", list[list[str]]()
-        self.feed(self.text.translate(PLAIN))
+        self.feed(self.text.translate(PLAIN).replace("<wbr>", ""))
         assert not self._open, f"left open: {self._open}"
         self.words = " ".join(self.words.split())
 
@@ -99,7 +98,7 @@ class Page(HTMLParser):
             self._caption += data
         elif {"td", "th"} & set(self._open):
             self._rows[-1][-1] += f"{data} "
-        elif self._open and re.fullmatch("h[1-6]", self._open[-1]):
+        elif any(re.fullmatch("h[1-6]", tag) for tag in self._open):
             level, told = self.headings[-1]
             self.headings[-1] = (level, told + data)
 
@@ -295,11 +294,8 @@ def test_the_paper_comes_before_its_smaller_profiles(cells, outputs):
         fill(cells(profile=profile)[1], outputs, 9, 8)
     page = page_of(outputs)
     assert [row[1] for row in page.table("Every table")[2:]] == ["paper", "SMOKE"]
-    assert (
-        page.text.index('<article id="fm-grid-paper"')
-        < page.text.index('class="banner"')
-        < page.text.index('<article id="fm-grid-smoke"') + 200
-    )
+    places = [page.text.index(told) for told in ('<article id="fm-grid-paper"', '<article id="fm-grid-smoke"', 'class="banner"')]
+    assert places == sorted(places)
 
 
 def test_a_record_of_other_weights_is_not_shown(cells, outputs):
@@ -402,6 +398,129 @@ def test_runs_quoted_figures_and_rows_that_are_not_run(cells, outputs):
     ]
 
 
+# At first sight
+
+
+def test_a_card_says_the_published_figure_ours_and_ours_under_the_strongest_attack(cells, outputs):
+    found = cells()
+    fill(found[1], outputs, 9, 8)
+    fill(found[3], outputs, 9, 7)
+    other(outputs, 9, 4, "attack=pgd")
+    page = page_of(outputs)
+    assert page.table("Accuracy under attack, linf 0.1") == [
+        ["Model", "", "Paper", "Ours", "Strongest"],
+        ["plain", "", "30.00", "80.00", "40.00"],
+        ["LS_0.9", "", "41.25", "70.00", "70.00"],
+    ]
+    assert "no other attack was tried than fgsm" in page.values("title")
+    assert page.words.index("Accuracy under attack") < page.words.index("Every table") < page.words.index("Ours with its 95 % interval")
+
+
+def test_a_headline_is_of_the_ball_with_published_figures_and_else_of_the_datasets_own(cells, outputs):
+    """conf/dataset/mnist.yaml: linf 0.3."""
+    columns = [{"label": str(eps), "overrides": [f"budget.eps={eps}"]} for eps in (0.1, 0.2, 0.3, 0.4)]
+    for values, ball in (([60, 40, None, None], "linf 0.2"), ([None, None, None, None], "linf 0.3")):
+        published = {"kind": "exact", "source": "Table 9", "band": 1, "values": [values, values]}
+        for cell in cells(columns=columns, published=published, claims=[], findings=[]):
+            fill(cell, outputs, 9, 8)
+        page = page_of(outputs)
+        assert [told for told in page.tables if told.startswith("Accuracy under attack")] == [f"Accuracy under attack, {ball}"]
+        assert "plain: " in page.text
+        assert page.text.count('<td class="ball">linf 0.4</td>') == 2, "the table of all balls stays whole"
+
+
+def test_the_headline_of_other_metrics_is_a_column(cells, outputs):
+    for cell in cells(**METRICS | {"metric": "metrics.loss_sensitivity", "columns": METRICS["columns"][:2],
+                                   "published": {"kind": "none"}, "corner": "model / measure"}):  # fmt: skip
+        fill(cell, outputs, 9, 8)
+    assert page_of(outputs).table("loss sensitivity, measure sensitivity") == [["Model", "Ours"], ["plain", "0.250"], ["LS_0.9", "0.250"]]
+
+
+def test_all_but_the_cards_is_folded_away(rich):
+    assert re.findall(r"<details([^>]*)\bopen\b", rich.text) == [' class="contents" ']
+    before, _, after = rich.text.partition('<section id="overview"')
+    assert before.count('<div class="card">') == 2
+    assert '<div class="card' not in after
+    assert rich.text.count('<details class="table">') == 2
+
+
+def test_a_table_wider_than_a_page_lies_on_its_side(cells, outputs):
+    columns = [{"label": f"{eps / 10}", "overrides": [f"budget.eps={eps / 10}"]} for eps in range(1, 10)]
+    found = cells(columns=columns, corner="defense / eps", published={"kind": "none"}, claims=[], findings=[])
+    fill(found[10], outputs, 9, 8)  # of the second row, the second column
+    rows = page_of(outputs).table("Ours")
+    assert rows[0] == ["eps / defense", "plain", "LS_0.9"]
+    assert rows[2] == ["0.2", "-", "80.00 49.02 to 94.33"]
+    assert len(rows) == 10
+
+
+# The project's own results
+
+
+@pytest.fixture
+def reference(tmp_path) -> Path:
+    return tmp_path / "reference"
+
+
+def test_the_projects_results_stand_behind_ones_own_and_are_marked(cells, outputs, reference):
+    found = cells()
+    fill(found[1], outputs, 9, 8)
+    for cell in found[1], found[3]:
+        fill(cell, reference, 9, 6)
+    page = Page(write_report(outputs, reference=reference).read_text())
+    assert "1 measured table, 1 record; beside them 1 table that the project measured and publishes with the code" in page.words
+    headings = [told for level, told in page.headings if level == 3]
+    assert headings[:2] == ["Measured here", "Measured by the project, published with the code"]
+    own, theirs = page.text.index('<article id="fm-grid-paper"'), page.text.index('<article id="project-fm-grid-paper"')
+    told = page.text.index("Measured by the project, published with the code: not your runs.")
+    assert own < theirs < told
+    overview = page.table("Every table")
+    assert [row[0] for row in overview[2:]] == ["fm/grid", "fm/grid project"]
+    assert [row[2] for row in overview[2:]] == ["2 of 4", "4 of 4"]
+    head, *rows = page.table("Every record")
+    assert head[13] == "By"
+    assert [(row[9], row[13]) for row in rows] == [("80.00", "you"), ("60.00", "project"), ("60.00", "project")]
+    assert sorted(value[:19] for value in page.values("href") if "record.json" in value)[-1].startswith("../runs/")
+    assert any(value.startswith("../../reference/runs/") for value in page.values("href"))
+
+
+def test_what_the_project_tried_says_nothing_of_ones_own_model(cells, outputs, reference):
+    cell = cells()[1]
+    fill(cell, outputs, 9, 8)
+    fill(cell, reference, 9, 8)
+    other(reference, 9, 2, "attack=pgd")
+    text = write_report(outputs, reference=reference).read_text()
+    own, theirs = text.split('<article id="project-')
+    assert "strongest attack (fgsm) 80.00" in own
+    assert "pgd" not in own.partition("<article")[2]
+    assert "strongest attack (pgd) 20.00" in theirs
+
+
+def test_a_damaged_file_of_the_projects_is_named_as_such(cells, outputs, reference):
+    path = fill(cells()[1], reference, 9, 8) / "record.json"
+    path.write_text("{")
+    page = Page(write_report(outputs, reference=reference).read_text())
+    assert path.relative_to(reference.parent).as_posix() in page.words
+    assert "1 file could not be read, 0 jobs failed." in page.words
+
+
+def test_no_project_results_are_shown_where_there_are_none_or_they_are_ones_own(cells, outputs, reference):
+    fill(cells()[1], outputs, 9, 8)
+    alone = page_of(outputs).text
+    assert write_report(outputs, reference=reference).read_text() == alone, "an installed package has no such folder"
+    assert write_report(outputs, reference=outputs).read_text() == alone
+    assert "project" not in Page(alone).words
+
+
+def test_the_verb_shows_the_projects_results_unless_told_otherwise(monkeypatch, cells, outputs, reference):
+    fill(cells()[1], reference, 9, 8)
+    monkeypatch.setattr("robustbench_lab.jobs.report.reference_results", lambda: reference)
+    for words, shown in ([], True), (["reference=false"], False):
+        cfg, _ = compose("report", [f"output_root={outputs}", *words])
+        report_job.main(cfg)
+        assert ("Measured by the project" in (outputs / "report" / "index.html").read_text()) == shown
+
+
 # Claimed and strongest
 
 
@@ -485,7 +604,9 @@ def test_a_model_without_its_noise_is_another_model(cells, outputs):
         ["PNI, silent", "linf 0.1", "fgsm", "30.00", "50.00", "pgd100", "20.00", "-10.00"],
     ]
     assert [row[0] for row in page.table("Masking panel")[1:]] == ["PNI", "PNI, silent"]
-    assert [told for level, told in page.headings if level == 5] == [f"{name}, fgsm, white, linf 0.1" for name in ("PNI", "PNI, silent")]
+    assert [told for level, told in page.headings if level == 5 and "," in told] == [
+        f"{name}, fgsm, white, linf 0.1" for name in ("PNI", "PNI, silent")
+    ]
     assert "of 2 of 2 models" in page.words
     assert [row[0] for row in page.table("Training")[1:]] == ["PNI"], "one run"
 
@@ -534,7 +655,8 @@ def test_examples_are_drawn_pixel_by_pixel(cells, outputs):
     assert "plain, fgsm, white, linf 0.1" in [told for _, told in page.headings]
     images = [source for tag, name, source in page.attributes if (tag, name) == ("img", "src")]
     assert len(images) == 3 * report.PICTURES
-    clean, adversarial, difference, *_, unchanged = (pixels_of(image) for image in images[:6])
+    assert page.values("loading") == ["lazy"] * len(images)
+    clean, adversarial, difference, *_, unchanged = (pixels_of(outputs / "report" / image) for image in images[:6])
     assert clean.shape == (8, 8)
     assert (clean[0, 0], clean[-1, -1]) == (0, 255)
     assert (adversarial[0, 0], adversarial[-1, -1]) == (64, 223)
@@ -545,24 +667,37 @@ def test_examples_are_drawn_pixel_by_pixel(cells, outputs):
     assert "1 (test image 101) clean: 1, right attacked: 1, right unchanged" in page.words
 
 
-def pixels_of(source: str) -> np.ndarray:
-    kind, _, content = source.partition(",")
-    assert kind == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
 
 
 def test_colour_examples_have_the_names_of_cifar10(tmp_path):
     fake.draw_examples(tmp_path, (6, 3, 4, 4))
     with np.load(tmp_path / "examples.npz") as arrays:
-        first = examples_of(dict(arrays), "cifar10", 1)[0]
+        first = examples_of(dict(arrays), "cifar10", 1, Album(tmp_path))[0]
     assert (first.label, first.clean_prediction, first.prediction) == ("airplane", "airplane", "automobile")
-    assert pixels_of(first.clean).shape == (4, 4, 3)
+    assert pixels_of(tmp_path / first.clean.address).shape == (4, 4, 3)
 
 
 def test_points_of_a_toy_dataset_are_no_pictures(tmp_path):
     fake.draw_examples(tmp_path, (6, 2, 1, 1))
     with np.load(tmp_path / "examples.npz") as arrays:
-        assert examples_of(dict(arrays), "moons", 4) == []
+        assert examples_of(dict(arrays), "moons", 4, Album(tmp_path)) == []
+
+
+def test_pictures_are_made_once_and_those_that_are_no_longer_shown_are_taken_away(cells, outputs):
+    folder = fill(cells()[1], outputs, 9, 8)
+    fake.draw_examples(folder)
+    page_of(outputs)
+    album = outputs / "report" / "pictures"
+    made = {path.name: path.stat().st_mtime_ns for path in album.iterdir()}
+    assert len(made) == 4, "clean, attacked and two differences: every second example is the first again"
+    (album / "0123.png").write_bytes(b"of an older page")
+    page_of(outputs)
+    assert {path.name: path.stat().st_mtime_ns for path in album.iterdir()} == made
+    (folder / "examples.npz").unlink()
+    page_of(outputs)
+    assert list(album.iterdir()) == []
 
 
 def test_cost_adds_up_what_was_done_once(cells, outputs):
@@ -570,7 +705,7 @@ def test_cost_adds_up_what_was_done_once(cells, outputs):
     fill(found[1], outputs, 9, 8, seconds=3.0)
     fill(found[3], outputs, 9, 8, seconds=4.25)
     page = page_of(outputs)
-    assert "Cost: 85 s of training, 7 s of attacking" in page.words, "one evaluation fills two cells and counts once"
+    assert "Cost 85 s of training, 7 s of attacking" in page.words, "one evaluation fills two cells and counts once"
     assert page.table("Training")[1][2:] == ["2", "12,345", "42", "a device"]
     assert page.table("Attacking")[1] == ["plain / clean; plain / FGSM", "fgsm, white", "21.0", "20.0", "3.0", "a device"]
 
@@ -578,12 +713,25 @@ def test_cost_adds_up_what_was_done_once(cells, outputs):
 def test_provenance_is_there_in_full(cells, outputs):
     fill(cells()[1], outputs, 9, 8)
     words = page_of(outputs).words
-    assert "Provenance: a device; commit 0123456789ab+changes" in words
+    assert "Provenance a device; commit 0123456789ab+changes" in words
     assert "commit 0123456789abcdef+changes" in words
     assert "Versions python 3.11.7, torch 2.9 Commits" in words
     for line in ("budget.eps = 0.1", "threat_model.sees = defended", "defense._target_ = robustbench_lab.defenses.base.Defense"):
         assert line in words
     assert "python -m robustbench_lab evaluate" in words
+
+
+def test_what_several_configs_share_is_told_once(cells, outputs):
+    found = cells(columns=[{"label": "FGSM"}, {"label": "PGD", "overrides": ["attack=pgd"]}],
+                  published={"kind": "none"}, claims=[], findings=[])  # fmt: skip
+    for cell in found[:2]:
+        fill(cell, outputs, 9, 8)
+    words = page_of(outputs).words
+    assert words.count("budget.eps = 0.1") == 1
+    assert words.count("attack._target_ = ") == 2
+    shared, _, own = words.partition("What all of these evaluations have")[2].partition("plain / FGSM")
+    assert "budget.eps = 0.1" in shared
+    assert "attack._target_ = robustbench_lab.attacks.pgd.PGD" in own
 
 
 def test_curves_are_the_validation_accuracy_where_there_is_one(cells, outputs):
@@ -609,10 +757,13 @@ def test_every_record_is_listed(cells, outputs):
     assert head[:10] == ["Dataset", "Backbone", "Defense", "Seed", "Attack", "Threat model", "Ball", "n", "Clean", "Robust"]
     listed = {row[4]: row for row in rows}
     expected = ["mnist", "small_cnn", "standard", "0", "fgsm", "white", "linf 0.1", "10", "90.00", "80.00", "49.02 to 94.33"]
-    assert listed["fgsm"][:16] == [*expected, "21.0", "20.0", "2.0", "one, two", "2026-11-21 10:50"]
-    assert listed["pgd"][14] == "-"
+    assert listed["fgsm"][:13] == [*expected, "2.0", "one, two"]
+    assert listed["pgd"][12] == "-"
     path = f"{found[1].evaluation.run.name}/evaluate/{found[1].evaluation.name}"
-    assert path in listed["fgsm"][16]
+    assert path in listed["fgsm"][13]
+    assert "2026-11-21 10:50, a device, commit 0123456789ab+changes" in listed["fgsm"][13]
+    assert "21.0 passes forward and 20.0 backward for each attacked image" in listed["fgsm"][13]
+    assert "python -m robustbench_lab evaluate" in listed["pgd"][13], "the others' command lines stand under their tables"
     assert f'href="../runs/{path}/record.json"' in (outputs / "report" / "index.html").read_text()
 
 
@@ -716,7 +867,7 @@ def test_nothing_is_fetched(rich):
     loaded = [value for _, name, value in rich.attributes if name in ("src", "srcset", "data", "action", "poster", "background")]
     loaded += [value for tag, name, value in rich.attributes if name == "href" and tag != "a"]
     assert loaded
-    assert all(value.startswith(("data:", "#")) for value in loaded)
+    assert all(value.startswith(("data:", "#", "pictures/")) for value in loaded)
     assert all(value.startswith(("#", "../runs/")) for tag, name, value in rich.attributes if (tag, name) == ("a", "href"))
     assert not re.search(r"@import|url\((?!#)|https?://", rich.text)
     assert "default-src 'none'" in rich.text, "and a browser would not let it"
@@ -780,8 +931,8 @@ def test_a_chart_is_painted_by_the_page_and_places_its_marks():
     assert "<title" in svg
     assert "A &amp; B" in svg
     assert "&lt;b&gt; $x$</text>" in svg, "text stays text"
-    assert not re.search("#0{4}|DejaVu|xmlns|<metadata", svg)
-    marks = dict(re.findall(r'<use href="#k-\w+" x="([\d.]+)" y="53" style="[^"]*stroke: var\((--\w+)\)', svg))
+    assert not re.search("#[0-9a-f]{3}|font-family|xmlns", svg)
+    marks = dict(re.findall(r'<path class="\w+" transform="translate\(([\d.]+) 53\)"[^>]* stroke="var\((--\w+)\)"', svg))
     assert marks == {"250": "--paper", "170": "--ours", "90": "--worst"}
     assert svg == reaches_chart("k", "A & B", [Reach("<b> $x$", "pgd", 75.0, Point(50, 40, 60), Point(25, 20, 30))])
     assert not set(re.findall(r'id="([^"]+)"', svg)) & set(re.findall(r'id="([^"]+)"', svg.replace("k-", "l-")))
@@ -790,7 +941,7 @@ def test_a_chart_is_painted_by_the_page_and_places_its_marks():
 def test_a_point_on_the_diagonal_is_one_that_agrees():
     """Axes from 40 to 60 over 296 pixels, from 34 to 330 across and from 320 to 24 up: 50 is at 182 and at 172."""
     svg = pairs_chart("k", "", [Pair(50, Point(50, 45, 55), True), Pair(60, Point(40, 40, 41), False)], 2)
-    (agreeing,) = re.findall(r'<use href="#k-\w+" x="([\d.]+)" y="([\d.]+)" style="[^"]*fill: var\(--ours\)', svg)
+    (agreeing,) = re.findall(r'<path class="circle" transform="translate\(([\d.]+) ([\d.]+)\)"[^>]* fill="var\(--ours\)"', svg)
     assert agreeing == ("182", "172")
     assert "1 of 2 cells lie within 2 points of the published figure. The largest difference is -20.00" in svg
 
@@ -810,7 +961,25 @@ def test_only_so_many_curves_are_drawn():
     assert len(set(re.findall(r"var\((--series-\d)\)", svg))) == LINES
 
 
-def test_charts_are_not_loaded_for_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("low", "high", "most", "expected"),
+    [
+        (0, 100, 5, [0, 20, 40, 60, 80, 100]),
+        (40, 60, 5, [40, 45, 50, 55, 60]),
+        (1, 8, 6, [2, 4, 6, 8]),
+        (0.13, 0.41, 5, [0.15, 0.2, 0.25, 0.3, 0.35, 0.4]),
+        (0.5, 0.5, 5, [0.5]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, most, expected):
+    assert ticks(low, high, most) == expected
+
+
+def test_a_line_that_stays_where_it_is_can_be_drawn():
+    assert "var(--series-1)" in curves_chart("k", "", "loss", [("run", [1.0, 2.0, 3.0], [0.5, 0.5, 0.5])])
+
+
+def test_drawing_is_not_loaded_for_nothing(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom robustbench_lab.jobs.report import write_report\n"
         f"write_report(Path({str(tmp_path)!r}), ['smoke/digits'])\nprint(sorted({{'torch', 'matplotlib', 'sklearn'}} & set(sys.modules)))"

@@ -5,14 +5,19 @@
   const reveal = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
+    const own = target.querySelector(":scope > details");
+    if (own) own.open = true;
     for (let box = target.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
     target.scrollIntoView();
   };
   addEventListener("hashchange", reveal);
+  addEventListener("click", (event) => { // a link to where the page is already changes no hash
+    if (event.target.closest?.("a[href^='#']")?.hash === location.hash) reveal();
+  });
   if (location.hash) reveal();
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("article details:not([open])")];
+    opened = [...document.querySelectorAll("main details:not([open])")];
     for (const box of opened) box.open = true;
   });
   addEventListener("afterprint", () => { for (const box of opened) box.open = false; });
