@@ -58,6 +58,10 @@ class Pack:
         """The evaluation of this content."""
         return next((name for name in self.records if name.endswith(f"-{fingerprint}")), None)
 
+    def files(self, evaluation: str) -> list[str]:
+        """The files of an evaluation that have arrays here."""
+        return sorted({name.split("/")[1] for name in self._names if name.startswith(f"{evaluation}/")})
+
     def arrays(self, evaluation: str, file: str) -> dict[str, np.ndarray] | None:
         """The arrays of one file of an evaluation; None where there is none. Raises LabError where the archive is damaged."""
         prefix = f"{evaluation}/{file}/"

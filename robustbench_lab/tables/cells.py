@@ -273,7 +273,7 @@ def _figure(measurements: Sequence[Measurement]) -> tuple[Figure | None, str | N
     problems = [f"seed {one.seed}: {one.problem}" for one in measurements if one.problem]
     waiting = [str(one.seed) for one in measurements if one.record is None and not one.problem]
     if waiting and (figures or problems):
-        problems.append(f"not measured yet: seed {', '.join(waiting)}")
+        problems.append(f"not measured yet: {'seed' if len(waiting) == 1 else 'seeds'} {', '.join(waiting)}")
     return None, "; ".join(problems) or None
 
 

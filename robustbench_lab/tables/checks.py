@@ -51,7 +51,7 @@ def check(table: Table, path: Path) -> None:
         complete = set(exception) - {"seeds"} == {"row", "column", "overrides"} and all(
             any(fits(label, exception[axis]) for label in labels[f"{axis}s"]) for axis in ("row", "column")
         )
-        require(complete, path, f"exceptions[{i}]", "row, column, overrides, perhaps seeds, of this table", exception)
+        require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table, perhaps with seeds", exception)
         some = any(fits(label, exception["row"]) for label in run)
         require(some, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
     _check_words(table, path)

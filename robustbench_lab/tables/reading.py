@@ -43,6 +43,17 @@ def chosen_tables(patterns: str | Sequence[str], profile: str = "paper") -> list
     return [reshaped(table, profile) for table in tables]
 
 
+def published_tables(output_root: Path) -> list[Table]:
+    """The tables whose pages are below an output folder, as the profile has them that made them, by name."""
+    written, known, found = output_root / "tables", set(table_names()), []
+    for path in sorted(written.rglob("*.md")):
+        name = str(path.relative_to(written).with_suffix(""))
+        profile, _, rest = name.partition("/")
+        if name in known or (profile in PROFILES and rest in known):
+            found.append(read_table(name) if name in known else reshaped(read_table(rest), profile))
+    return found
+
+
 def table_names() -> list[str]:
     """<paper>/<table> of every file. Raises LabError when two files have one name."""
     folder = tables_folder()

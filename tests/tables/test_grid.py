@@ -481,7 +481,7 @@ def test_the_words_of_every_cell_ask_for_what_it_shows(written):
     columns = [{"label": "FGSM", "metric": "metrics.loss_sensitivity"}, {"label": "mean", "metric": "robust_accuracy_mean"}]
     plain = {"rows": rows, "columns": columns, "published": {"kind": "none"}}
     table = read_table(written(**plain, exceptions=exceptions))
-    assert [table.metric_of(column) for column in table.columns] == ["metrics.loss_sensitivity", "robust_accuracy_mean"]
+    assert [metric.name for metric in table.metrics] == ["metrics.loss_sensitivity", "robust_accuracy_mean"]
     assert [table.form_of(column) for column in table.columns] == [".4g", ".2f"]
     with pytest.raises(LabError, match="expected the words of b / FGSM to have"):
         read_table(written(**plain))
