@@ -119,7 +119,8 @@ def lines() -> Iterator[str]:
     yield "\n## vat_as_published: how far VAT at l2 2.1 moves the right images: mean, median, share moved by less than 0.5\n"
     for one, outcome in arrays_of("vat_as_published", OUTCOME_FILE, "vat*"):
         moved = outcome["distance"][np.isfinite(outcome["distance"])]
-        yield f"- {one.who}, {one.record['choices']['attack']}: {moved.mean():.2f}, {np.median(moved):.4f}, {100 * (moved < 0.5).mean():.0f} %"
+        who, small = f"{one.who}, {one.record['choices']['attack']}", 100 * (moved < 0.5).mean()
+        yield f"- {who}: {moved.mean():.2f}, {np.median(moved):.4f}, {small:.0f} %"
     for table in ("table2", "table3", "white_box"):
         yield f"\n## {table}: the panel, images in a hundred that are left\n"
         for one in behind(table):
@@ -130,5 +131,5 @@ def lines() -> Iterator[str]:
 
 if __name__ == "__main__":
     print("# Figures in the findings that no cell shows\n")
-    print("Made by `python scripts/efficient_defenses_findings.py` from the records beside it.")
+    print("Made by `python scripts/efficient_defenses_findings.py` from the published records.")
     print("\n".join(lines()))

@@ -48,10 +48,8 @@ def publish(table: Table, output_root: Path, reference: Path, allow_changes: boo
         there = RunFolder(reference / "runs" / run.name)
         if published_digest(there) not in (None, run.digest):
             if not replace:
-                told = (
-                    f"{run.name} is published with other weights; --replace takes away what was measured of them, tables of it need it anew"
-                )
-                raise SystemExit(f"error: {told}")
+                remedy = "--replace takes away what was measured of those, and its tables need it anew"
+                raise SystemExit(f"error: {run.name} is published with other weights; {remedy}")
             shutil.rmtree(there.path)
         there.path.mkdir(parents=True, exist_ok=True)
         for name in (RUN_FILE, METRICS_FILE):
