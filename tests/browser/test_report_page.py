@@ -182,7 +182,8 @@ def test_the_page_never_scrolls_sideways(page, address, width):
     inside, outside = page.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert inside <= outside
     if width == 1280:
-        script = "return [...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.ariaLabel)"
+        script = """const boxes = [...document.querySelectorAll(".scroll")];
+            return boxes.filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.ariaLabel)"""
         assert page.execute_script(script) == [], "no table has to be pushed sideways on a desktop"
     script = """const boxes = [...document.querySelectorAll("main p, main h3, main figure, main pre")];
         const sticksOut = (box) => box.getBoundingClientRect().right > innerWidth && !box.closest(".scroll");
