@@ -29,12 +29,13 @@ install: $(VENV)/.installed-run  ## make .venv and install the project into it
 smoke: $(VENV)/.installed-run  ## train the undefended model and FM on embedded digits, attack both, print a table, write the report (3 minutes on a CPU)
 	$(RUN) reproduce 'tables=[smoke/digits]'
 
-test: $(VENV)/.installed-dev  ## lint, types and tests (13 minutes on 2 cores)
+test: $(VENV)/.installed-dev  ## lint, types and the quick tests (XX minutes on 2 cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n auto --ignore tests/cli/test_launchers.py
-	$(VENV)/bin/python -m pytest tests/cli/test_launchers.py
+	$(VENV)/bin/python -m pytest -n auto
+
+test-all: test test-launchers  ## make test, then what waits for real launchers
 
 reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib PLAN=1
 	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
@@ -45,8 +46,8 @@ tables: $(VENV)/.installed-run  ## write the tables from the records there are
 report: $(VENV)/.installed-run  ## write outputs/report/index.html: your records, and beside them what the project has measured
 	$(RUN) report
 
-test-launchers: $(VENV)/.installed-dev  ## all tests of joblib, submitit and Ray, those that wait for dead workers too (7 minutes)
-	$(VENV)/bin/python -m pytest -m 'slow or not slow' tests/cli/test_launchers.py
+test-launchers: $(VENV)/.installed-dev  ## joblib, submitit and Ray for real, with workers that are killed (XX minutes)
+	$(VENV)/bin/python -m pytest -m slow tests/cli/test_launchers.py
 
 test-browser: $(VENV)/.installed-browser  ## the report in headless Chromium; needs chromium and chromedriver (Debian: apt install chromium chromium-driver)
 	$(VENV)/bin/python -m pytest -m browser tests/browser
@@ -66,4 +67,4 @@ measure-gpu: $(VENV)/.installed-run  ## PGD-7 adversarial training, FM, PNI and 
 clean:  ## remove caches and the virtual environment; results in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
-.PHONY: help install smoke test test-launchers test-browser reproduce-tables tables report benchmark benchmark-attacks measure-gpu clean
+.PHONY: help install smoke test test-all test-launchers test-browser reproduce-tables tables report benchmark benchmark-attacks measure-gpu clean

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import mean, stdev
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -15,7 +17,15 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1 rounding may leave p outside
 
 
-def normal_interval(mean: float, deviation: float, n: int) -> tuple[float, float]:
+def normal_interval(middle: float, deviation: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a mean over n values of this sample standard deviation, by the normal approximation."""
     half = Z * deviation / math.sqrt(n)
-    return mean - half, mean + half
+    return middle - half, middle + half
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of two or more normal values of unknown spread (Student 1908), such as one of each training seed."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half

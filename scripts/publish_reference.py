@@ -1,82 +1,126 @@
 #!/usr/bin/env python3
-"""Copy a measured table and the records behind it to outputs/reference/, where git tracks them.
+"""Publish measured tables in outputs/reference/, where git tracks them, with the records behind them.
 
-    python scripts/publish_reference.py efficient_defenses/table1 [--profile quick] [--suffix nvidia-h200]
+    python scripts/publish_reference.py efficient_defenses/table1 [--profile quick] [--suffix nvidia-h200] [--replace]
+    python scripts/publish_reference.py                                     every published page anew, from the records that are there
 
-Writes the table's .md, .csv and .tex, and its figure, anew from the records, and copies for each run and evaluation behind its cells
-run.json, metrics.jsonl, record.json and outcome.npz, and the pictures behind a figure where there are some (not the weights). What was
-published before stays until all of it is there. Stops if a cell is missing, or if a model was trained or attacked with uncommitted changes
-in the code.
+outputs/reference is an output folder like others: for each run behind a table's cells run.json and metrics.jsonl (not the weights), the
+records and outcomes of its evaluations packed beside them, with the arrays that the table's figure is drawn from, each once; and the
+table's .md, .csv and .tex, and its figure, in tables/. With a suffix, such as a GPU's name, it is a folder of its own within: other
+weights under the same names. Nothing is written until all of it is there. Stops if a cell is missing, if a model was trained or attacked
+with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from robustbench_lab.jobs.tables import table_file, write
 from robustbench_lab.settings.conf import compose, plain, project_path
-from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import EXAMPLES_FILE, FEATURES_FILE, OUTCOME_FILE, PLANE_FILE, RECORD_FILE, RUN_FILE
-from robustbench_lab.tables.cells import cells_of
-from robustbench_lab.tables.reading import read_table, reshaped
+from robustbench_lab.settings.identity import Run
+from robustbench_lab.storage.folders import Missing, RunFolder
+from robustbench_lab.storage.packs import Files
+from robustbench_lab.storage.records import METRICS_FILE, OUTCOME_FILE, RUN_FILE
+from robustbench_lab.tables.cells import Cell, cells_of
+from robustbench_lab.tables.drawing import kind_of
+from robustbench_lab.tables.grid import Table
+from robustbench_lab.tables.reading import published_tables, read_table, reshaped
 
-DRAWN_FROM = {"pictures": (EXAMPLES_FILE,), "planes": (PLANE_FILE,), "features": (FEATURES_FILE,)}  # by the kind of figure
+Packed = dict[Path, dict[str, tuple[dict[str, Any], Files]]]  # evaluations with their arrays, by the folder of their run
 
 
-def publish(name: str, profile: str, suffix: str, allow_changes: bool, reference: Path) -> Path:
-    output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
-    table = reshaped(read_table(name), profile)
-    written = table_file(table, output_root)
-    target = reference / written.relative_to(output_root / "tables")
-    target = target.with_name(target.name + (f"-{suffix}" if suffix else ""))
+def publish(table: Table, output_root: Path, reference: Path, allow_changes: bool, replace: bool) -> list[Path]:
+    """The files of the table's page."""
     cells = cells_of(table, output_root)
     if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.missing]:
-        command = f"make reproduce-tables TABLES={name}" + (f" PROFILE={profile}" if table.reshaped else "")
-        raise SystemExit(f"error: {name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
-    runs = {run.fingerprint: run for cell in cells for run in cell.runs}
-    for taught in list(runs.values()):
-        if (teacher := taught.source) is not None:
-            runs.setdefault(teacher.fingerprint, teacher)
-    made_by = [cell.record for cell in cells if cell.record] + [read_json(run.folder(output_root) / RUN_FILE) for run in runs.values()]
+        command = f"make reproduce-tables TABLES={table.name}" + (f" PROFILE={table.profile}" if table.reshaped else "")
+        raise SystemExit(f"error: {table.name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
+    runs = [run.at(output_root) for run in runs_behind(cells)]
+    made_by = [*(record for cell in cells for record in cell.records), *(run.record for run in runs)]
     if not allow_changes and any("+changes" in str(record["commit"]) for record in made_by):
         raise SystemExit("error: records were made with uncommitted changes in the code; commit and measure again, or --allow-changes")
-    write(table, cells, output_root)
+    packed = packed_of(table, cells, output_root, reference)
+    for run in runs:
+        there = RunFolder(reference / "runs" / run.name)
+        if published_digest(there) not in (None, run.digest):
+            if not replace:
+                told = (
+                    f"{run.name} is published with other weights; --replace takes away what was measured of them, tables of it need it anew"
+                )
+                raise SystemExit(f"error: {told}")
+            shutil.rmtree(there.path)
+        there.path.mkdir(parents=True, exist_ok=True)
+        for name in (RUN_FILE, METRICS_FILE):
+            shutil.copy(run.path / name, there.path)
+    for folder, evaluations in packed.items():
+        RunFolder(folder).pack.add(evaluations)
+    return rewrite(table, reference)
+
+
+def runs_behind(cells: Sequence[Cell]) -> list[Run]:
+    """The attacked runs, the attackers' and their teachers, each once."""
+    runs = {run.fingerprint: run for cell in cells for run in cell.runs}
+    for run in list(runs.values()):
+        while (teacher := run.teacher) is not None:
+            run = runs.setdefault(teacher.fingerprint, teacher)
+    return list(runs.values())
+
+
+def packed_of(table: Table, cells: Sequence[Cell], output_root: Path, reference: Path) -> Packed:
+    """What is to be packed. Raises SystemExit where an outcome is gone."""
+    found: Packed = {}
+    for one in (one for cell in cells for one in cell.measurements):
+        run = one.evaluation.run.at(output_root)
+        folder = one.evaluation.within(run)
+        wanted = (OUTCOME_FILE, *(kind_of(table.figure).files if table.figure else ()))
+        files = {name: arrays for name in wanted if (arrays := folder.arrays(name)) is not None}
+        if OUTCOME_FILE not in files:
+            raise SystemExit(f"error: {folder.path / OUTCOME_FILE} is gone; evaluate again with force=true")
+        before = RunFolder(reference / "runs" / run.name).pack
+        for name in before.files(folder.name):  # what another table's figure is drawn from stays
+            files.setdefault(name, before.arrays(folder.name, name) or {})
+        found.setdefault(reference / "runs" / run.name, {})[folder.name] = (folder.read(), files)
+    return found
+
+
+def published_digest(run: RunFolder) -> str | None:
+    try:
+        return run.digest
+    except Missing:
+        return None
+
+
+def rewrite(table: Table, reference: Path) -> list[Path]:
+    """The table's page anew, from the published records."""
+    write(table, cells_of(table, reference), reference)
+    base = table_file(table, reference)
     kinds = ("md", "csv", "tex", *(("png", "svg") if table.figure else ()))
-    if absent := [kind for kind in kinds if not written.with_name(f"{written.name}.{kind}").exists()]:
-        raise SystemExit(f"error: {name} could not be drawn: {', '.join(absent)} are missing")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent) as beside:  # what is published stays until all of the new is there
-        new = Path(beside) / target.name
-        new.mkdir()
-        for kind in kinds:
-            shutil.copy(written.with_name(f"{written.name}.{kind}"), new)
-        for run in runs.values():
-            copy(run.folder(output_root), new / "runs", (RUN_FILE, "metrics.jsonl"))
-        for cell in cells:
-            if cell.evaluation is None:
-                continue
-            folder = cell.evaluation.folder(output_root)
-            pictures = [name for name in DRAWN_FROM.get(table.figure.get("kind", ""), ()) if (folder / name).exists()]
-            copy(folder, new / "runs" / folder.parent.parent.name / "evaluate", (RECORD_FILE, OUTCOME_FILE, *pictures))
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
-    return target
+    if absent := [kind for kind in kinds if not base.with_name(f"{base.name}.{kind}").exists()]:
+        raise SystemExit(f"error: {table.name} could not be drawn: {', '.join(absent)} are missing")
+    return [base.with_name(f"{base.name}.{kind}") for kind in kinds]
 
 
-def copy(folder: Path, into: Path, names: tuple[str, ...]) -> None:
-    (into / folder.name).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copy(folder / name, into / folder.name / name)
-
-
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table")
+    parser.add_argument("table", nargs="?", help="none: write every published page anew")
     parser.add_argument("--profile", default="paper", choices=("paper", "quick"))
     parser.add_argument("--suffix", default="", help="for figures of another machine, such as a GPU's name")
     parser.add_argument("--allow-changes", action="store_true", help="take records that were made with uncommitted changes")
+    parser.add_argument("--replace", action="store_true", help="take away what is published of a run that has other weights now")
     args = parser.parse_args()
-    print(publish(args.table, args.profile, args.suffix, args.allow_changes, Path(project_path("outputs/reference"))))
+    reference = Path(project_path("outputs/reference")) / args.suffix
+    if args.table is None:
+        for table in published_tables(reference):
+            rewrite(table, reference)
+        return
+    output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
+    table = reshaped(read_table(args.table), args.profile)
+    print(*publish(table, output_root, reference, args.allow_changes, args.replace), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

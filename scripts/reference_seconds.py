@@ -3,7 +3,7 @@
 
     python scripts/reference_seconds.py 'efficient_defenses/table[1-4]' 'efficient_defenses/figure*'
 
-Reads run.json and record.json below outputs/reference/. A run or an evaluation that several tables share counts once in the total.
+From the records in outputs/reference. A run or an evaluation that several tables share counts once in the total.
 """
 
 from __future__ import annotations
@@ -15,22 +15,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from robustbench_lab.settings.conf import project_path
-from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE
+from robustbench_lab.tables.cells import filled
+from robustbench_lab.tables.reading import published_tables
 
-Seconds = Mapping[tuple[str, str], float]  # by name and commit
-
-
-def seconds_below(folder: Path, name: str) -> dict[tuple[str, str], float]:
-    """Of every record with this file name in a table's folder."""
-    paths = sorted(folder.rglob(name))
-    return {(str(path.parent.relative_to(folder)), record["commit"]): record["seconds"] for path in paths for record in [read_json(path)]}
+Seconds = Mapping[tuple[str, ...], float]  # by name
 
 
 def rows(tables: Mapping[str, tuple[Seconds, Seconds]]) -> Iterable[str]:
     yield "| table | trained runs | s of training | evaluations | s of attacking | hours |"
     yield "|---|---|---|---|---|---|"
-    whole: tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]] = ({}, {})
+    whole: tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]] = ({}, {})
     for name, parts in tables.items():
         for everything, part in zip(whole, parts, strict=True):
             everything.update(part)
@@ -45,13 +39,24 @@ def row(name: str, training: Seconds, attacking: Seconds) -> str:
 
 
 def main(patterns: list[str], reference: Path) -> None:
-    found = {path.parent.relative_to(reference).as_posix(): path.parent for path in sorted(reference.rglob("runs"))}
-    tables = {name: path for name, path in found.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    if not tables:
-        raise SystemExit(f"error: nothing in {reference} matches {' '.join(patterns)}; there are {', '.join(found) or 'no tables'}")
+    published = {table.name: table for table in published_tables(reference) if not table.reshaped}
+    chosen = [table for name, table in published.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise SystemExit(f"error: nothing in {reference} matches {' '.join(patterns)}; there are {', '.join(published) or 'no tables'}")
+    found: dict[str, tuple[Seconds, Seconds]] = {}
+    used = set()
+    for table, cells in filled(chosen, reference):
+        training, attacking = {}, {}
+        for one in (one for cell in cells for one in cell.measurements if one.record is not None):
+            for run in one.runs:
+                while run is not None:
+                    training[(run.name,)] = run.at(reference).record["seconds"]
+                    used.add(run.choices["dataset"])
+                    run = run.teacher  # type: ignore[assignment]
+            attacking[one.evaluation.run.name, one.evaluation.name] = one.record["seconds"]  # type: ignore[index]
+        found[table.name] = training, attacking
     print(f"# What the published tables took\n\nMade by `python scripts/reference_seconds.py {shlex.join(patterns)}`.\n")
-    print("\n".join(rows({name: (seconds_below(path, RUN_FILE), seconds_below(path, RECORD_FILE)) for name, path in tables.items()})))
-    used = {read_json(file)["choices"]["dataset"] for path in tables.values() for file in path.rglob(RUN_FILE)}
+    print("\n".join(rows(found)))
     print(f"\nTrained on {', '.join(sorted(used))}; what was not measured, or is published elsewhere, is not in the total.")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +24,11 @@ from robustbench_lab.settings.overrides import RUN_GROUPS
 from robustbench_lab.tables import expansion
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.runs import objects
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -93,10 +93,8 @@ def panel(key: str = "abc", eps: float = 0.1, **accuracy: float) -> dict[str, An
 
 def fill_plausibly(cells: Sequence[Cell], outputs: Path) -> None:
     """Every cell filled with figures that look like an experiment's: near the published one where there is one."""
-    for cell in cells:
-        evaluation, n = cell.evaluation, 10_000
-        if evaluation is None:
-            continue
+    for cell, evaluation in ((one, measurement.evaluation) for one in cells for measurement in one.measurements):
+        n = 10_000
         chance = np.random.default_rng(int(evaluation.fingerprint + evaluation.run.fingerprint, 16))
         for run in (evaluation.run, evaluation.source):
             if run is not None and not (run.folder(outputs) / "run.json").exists():

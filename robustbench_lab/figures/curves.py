@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.figures.of_tables import TableFigure, footer_of, images_of, subject_of
 from robustbench_lab.figures.paper import (
     INK,
     LEGEND_LINE,
@@ -25,10 +27,14 @@ from robustbench_lab.figures.paper import (
     write_footer,
     write_legend,
 )
+from robustbench_lab.tables.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from robustbench_lab.tables.cells import Cell
+    from robustbench_lab.tables.grid import Table
 
 # Colour, dashes and marker: each alone tells curves apart, so that they do in grey. Colours that the colour-blind can tell apart: Okabe and
 # Ito 2008 without their yellow, which is too light for a line; the last two are Paul Tol's ("muted").
@@ -39,6 +45,53 @@ STYLES: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 PAPER: tuple[str, Any, str] = (MUTED, "none", "o")  # hollow; its shape and colour are those of the curve
 MARKS = 14  # markers on one curve; more would hide its dashes
+
+
+@dataclass(frozen=True)
+class Curves(TableFigure):
+    """A row is a curve, and a column's label a place on the axis. x: the axis's name and unit; scale: log, or None."""
+
+    x: str
+    scale: str | None
+    thinned: ClassVar[bool] = True
+
+    def check(self, table: Table, path: Path) -> None:
+        require(self.scale in (None, "log"), path, "figure.scale", "log, or no such key", self.scale)
+        require(isinstance(self.x, str), path, "figure.x", "the axis's name and unit", self.x)
+        labels = [column.label for column in table.columns]
+        places = [_place_on_axis(label) for label in labels]
+        rising = None not in places and places == sorted(set(places))  # type: ignore[type-var]
+        require(rising, path, "columns", "labels that are numbers, rising, for a figure of curves", labels)
+        shown = [metric.name for metric in table.metrics]
+        require(all(metric.accuracy for metric in table.metrics), path, "columns", "accuracies, for a figure of curves", shown)
+
+    def draw(self, table: Table, cells: Sequence[Cell], output_root: Path) -> Figure:
+        series = []
+        for row in table.rows:
+            own = [cell for cell in cells if cell.row == row.label]
+            points = [(float(cell.column), cell.published) for cell in own if cell.published is not None]
+            if row.not_run is not None and not points:
+                continue  # nothing of it is left: a profile shows no published figures
+            low, high = ([_end(cell, i) for cell in own] for i in (0, 1))
+            series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
+        bands = " over training seeds" if any(cell.seeds for cell in cells) else " over the images, one trained model each"
+        footer = footer_of(table, f"{images_of(cells)} Bands: 95 % intervals{bands}.")
+        return curves_figure([Panel(subject_of(table), series)], 1, self.x, "accuracy, %", footer, self.scale == "log")
+
+
+def _place_on_axis(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+def _end(cell: Cell, end: int) -> float | None:
+    """An end of the interval, which holds the value: at 0 and 100 % rounding may have put it a hair on the wrong side, and that of a mean
+    over seeds may reach beyond the axis."""
+    if cell.interval is None or cell.value is None:
+        return None
+    return max(0.0, min(cell.interval[0], cell.value)) if end == 0 else min(100.0, max(cell.interval[1], cell.value))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.figures.of_tables import TableFigure, arrays_of, footer_of
 from robustbench_lab.figures.paper import (
     INK,
     LEGEND_LINE,
@@ -27,15 +29,59 @@ from robustbench_lab.figures.paper import (
     write_footer,
     write_legend,
 )
+from robustbench_lab.settings.overrides import parsed
+from robustbench_lab.storage.records import FEATURES_FILE
+from robustbench_lab.tables.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from robustbench_lab.tables.cells import Cell
+    from robustbench_lab.tables.grid import Table
+
 # Colours that the colour-blind can tell apart: Paul Tol's "muted", and a grey in the place of the one that it keeps for missing data.
 COLOURS = ("#332288", "#ddcc77", "#117733", "#88ccee", "#cc6677", "#999933", "#aa4499", "#44aa99", "#882255", "#777777")
 NEIGHBOURS = 30  # t-SNE's perplexity, as its authors use it; fewer points have fewer
 LARGEST = 3.0  # inches: a panel's side
+MOST_NEIGHBOURS = 100  # images of each class that t-SNE shows
+
+
+@dataclass(frozen=True)
+class Features(TableFigure):
+    """An evaluation that kept features is a column: one model on one dataset, named after the last of its cells.
+
+    attacked: the class of the attacked images that are shown; classes: the names of all, in order, or None.
+    """
+
+    attacked: int
+    classes: Sequence[str] | None
+    files: ClassVar[Sequence[str]] = (FEATURES_FILE,)
+
+    def check(self, table: Table, path: Path) -> None:
+        attacked, classes = self.attacked, self.classes
+        named = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
+        require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
+        known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
+        require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
+        kept = any(parsed(word).key_or_group == "keep" for _, _, words in table.words() for word in words)
+        require(kept, path, "figure", "words with keep=[features], for a figure of features", table.overrides)
+
+    def draw(self, table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+        shown_as = {cell.evaluation.folder(output_root): cell for cell in cells if cell.evaluation is not None}
+        kept = arrays_of(list(shown_as.values()), FEATURES_FILE, {"label", "clean", "attacked"}, output_root)
+        if not kept:
+            return None
+        others = table.reshaped and table.profile == "smoke"  # other images than the file speaks of
+        numbers = [str(k) for k in range(1 + max(int(arrays["label"].max()) for arrays in kept.values()))]
+        names = (not others and self.classes) or numbers
+        clouds = [
+            Cloud(name, arrays["clean"], arrays["label"], arrays["attacked"][arrays["label"] == self.attacked])
+            for name, arrays in kept.items()
+        ]
+        sizes = ", ".join(f"{size:,}" for size in sorted({len(cloud.clean) for cloud in clouds}))
+        shown = f" {sizes} clean test images, and those of one class after the attack; t-SNE of the first {MOST_NEIGHBOURS} of each class."
+        return features_figure(clouds, names, self.attacked, MOST_NEIGHBOURS, footer_of(table, shown))
 
 
 @dataclass(frozen=True)

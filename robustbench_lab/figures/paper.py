@@ -18,7 +18,7 @@ WIDTH = 7.0  # inches: both columns of a page
 MARGIN = 0.08  # inches around everything
 TEXT, SMALL = 8.0, 7.0  # points: axes, legends and headings; the footer
 LINE = 1.25  # the height of a line of text, in sizes of its letters
-PNG_DPI, RASTER_DPI = 200, 300  # the PNG's; that of areas and points inside the SVG
+PNG_DPI, RASTER_DPI = 200, 200  # the PNG's; that of areas and points inside the SVG
 INK, MUTED, RULE = "#1a1a1a", "#595959", "#d9d9d9"
 LEGEND_LINE = 0.158  # inches: the height of a line of a legend
 CLEAN = "#009e3d"  # the frame around what was not attacked
@@ -120,5 +120,5 @@ def files_of(figure: Figure) -> tuple[bytes, bytes]:
 def png_of(figure: Figure, dpi: int = PNG_DPI) -> bytes:
     """The figure as PNG, without date or version."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return png.getvalue()

@@ -130,7 +130,7 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         if (key := asked.look.key(asked.digests["run"])) is not None:
             run_folder = evaluation.run.at(asked.output_root)
             facts = asked.look.facts(loaded.defended, loaded.test, asked.protocol, run_folder, asked.force)
-            arrays = read_arrays(folder.path / OUTCOME_FILE)
+            arrays = folder.arrays(OUTCOME_FILE) or {}
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
             told = asked.look.told(record, facts, verdicts)
             record |= {"panel": {"key": key} | told["panel"], "warnings": told["warnings"]}
@@ -192,13 +192,13 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
 
 
 def _told(outcome: Outcome, stages: list[str], protocol: Protocol) -> dict[str, np.ndarray]:
-    """The arrays of outcome.npz. A distance is a float32: nobody can use more digits of it."""
+    """The arrays of outcome.npz. Distances and metrics are float32: nobody can use more digits of one image's."""
     return {
         "index": outcome.ids, "clean": outcome.clean, "robust": outcome.robust, "distance": outcome.distance.astype(np.float32),
         "right": outcome.right, "broken_by": outcome.broken_by, "stages": np.array(stages),
         **({"after": outcome.after} if protocol.misclassified else {}),
         **({"runs": outcome.runs} if len(outcome.runs) else {}),
-        **{f"metric.{name}": values for name, values in zip(protocol.measures, outcome.metrics, strict=True)},
+        **{f"metric.{name}": values.astype(np.float32) for name, values in zip(protocol.measures, outcome.metrics, strict=True)},
     }  # fmt: skip
 
 

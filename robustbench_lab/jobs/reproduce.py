@@ -52,11 +52,9 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
         raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
     cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
     plan = plan_of((cell for cells in cells_of.values() for cell in cells), output_root)
-    print(
-        f"{len(tables)} tables, profile {cfg.table_profile}; what several need is in each of their lines, and once in the sums; times are"
-    )
-    print("those of one job after the other")
-    print("\n".join(plan.lines(cells_of, full=cfg.plan == "full")), flush=True)
+    about = "what several need is in the line of each and once in the sums; times are those of one job after the other"
+    lines = plan.lines(cells_of, full=cfg.plan == "full")
+    print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
     if cfg.plan:
         return
     launches = Launches(cfg, context, task_function, plan.jobs)

@@ -22,7 +22,7 @@ from robustbench_lab.tables.view import view_of
 
 log = logging.getLogger("robustbench_lab")
 
-FEW_HAVE = ("ours_std", "published_std", "quoted_from")  # columns of the CSV that only some tables fill
+FEW_HAVE = ("ours_std", "seeds", "published_std", "quoted_from")  # columns of the CSV that only some tables fill
 
 
 def main(cfg: DictConfig) -> None:

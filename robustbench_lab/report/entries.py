@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from robustbench_lab.report.charts import Point
+from robustbench_lab.storage.folders import EvaluationFolder
 
 UNSAID = dict.fromkeys(
     ("forward_per_attacked_image", "backward_per_attacked_image", "device", "platform", "commit", "command", "finished_at", "versions")
@@ -54,7 +54,7 @@ class Panel:
 class Entry:
     """A record and its folder, read as far as the page needs it; accuracies in percent."""
 
-    folder: Path
+    folder: EvaluationFolder
     record: Mapping[str, Any]
     run: str
     fingerprint: str
@@ -74,7 +74,7 @@ class Entry:
     panel: Panel | None
 
     @classmethod
-    def of(cls, folder: Path, record: Mapping[str, Any]) -> Entry:
+    def of(cls, folder: EvaluationFolder, record: Mapping[str, Any]) -> Entry:
         """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks what every record has."""
         trained, config, choices = record["run"], record["config"], record["choices"]
         low, high = record["robust_interval"]

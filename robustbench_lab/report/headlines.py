@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from robustbench_lab.report.entries import Ball, Entry
 from robustbench_lab.report.sections import Comparison, Section
 from robustbench_lab.tables.cells import Cell
-from robustbench_lab.tables.units import title_of
+from robustbench_lab.tables.metrics import metric_of
 
 MOST = 8  # lines
 
@@ -59,7 +59,7 @@ def headline_of(section: Section) -> Headline:
     cells = [cell for cell in section.measured if cell.column == column]
     lines = [Line(cell.row, cell, None) for cell in cells]
     axis = section.table.corner.partition(" / ")[2]
-    return Headline(f"{title_of(cells[0].metric)}, {axis} {column}".replace(",  ", ", "), lines[:MOST], len(lines[MOST:]))
+    return Headline(f"{cells[0].metric.title}, {axis} {column}".replace(",  ", ", "), lines[:MOST], len(lines[MOST:]))
 
 
 def _column(section: Section) -> str:
@@ -67,7 +67,7 @@ def _column(section: Section) -> str:
     columns: dict[str, list[Cell]] = {}
     for cell in section.measured:
         columns.setdefault(cell.column, []).append(cell)
-    about = {column: cells for column, cells in columns.items() if cells[0].metric == section.table.metric} or columns
+    about = {column: cells for column, cells in columns.items() if cells[0].metric == metric_of(section.table.metric)} or columns
 
     def rank(column: str) -> tuple[object, ...]:
         evaluation = about[column][0].evaluation

@@ -23,7 +23,6 @@ from robustbench_lab.report.pictures import Album, Picture, figure_of
 from robustbench_lab.report.sections import Section, flat
 from robustbench_lab.report.shelf import PICTURES, Gallery, Shelf
 from robustbench_lab.storage.files import write_bytes
-from robustbench_lab.storage.records import RECORD_FILE
 from robustbench_lab.tables.cells import filled_from
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
@@ -112,7 +111,7 @@ def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str
         papers=papers,
         articles=[article for paper in papers for article in paper.articles],
         shelves=shelves,
-        shown={entry.folder for paper in papers for article in paper.articles for entry, _ in article.section.distinct},
+        shown={entry.folder.path for paper in papers for article in paper.articles for entry, _ in article.section.distinct},
         profiles={name: sentence.removeprefix(f"{name.upper()}: ") for name, sentence in PROFILES.items()},
         failures=[failure for shelf in shelves for failure in shelf.failures()],
         problems={name: reason for shelf in shelves for name, reason in shelf.problems.items()},  # what was read above may have found some
@@ -153,21 +152,23 @@ def article_of(section: Section, shelf: Shelf, album: Album) -> Article:
 
 def href(entry: Entry, page_folder: Path) -> str:
     """From the page to the record's file."""
-    return quote(Path(os.path.relpath(entry.folder / RECORD_FILE, page_folder)).as_posix())
+    return quote(Path(os.path.relpath(entry.folder.file, page_folder)).as_posix())
 
 
 def caption_of(section: Section) -> str:
     """What the cells of a table's grid hold."""
     table, sizes = section.table, section.view.sizes
     told = "Ours with its 95 % interval" + (f", n = {sizes[0]:,} test images" if len(sizes) == 1 else " and n, the number of test images")
-    if table.averages:
+    if section.view.averages:
         told += "; where the figure is no percentage, n is of those that count"
     if section.view.compares:
-        difference = "the difference in points" if all(table.in_percent) else "the difference"
+        difference = "the difference in points" if all(metric.in_percent for metric in table.metrics) else "the difference"
         judged = f"{difference}, and whether it is within the band, {section.view.bands}" if section.judged else difference
         told += f"; the published figure ({table.published['source']}), {judged}"
-    if any(cell.std is not None for cell in section.cells):
+    if any(cell.std is not None and not cell.seeds for cell in section.cells):
         told += "; ± is the sample standard deviation over the runs of one attack"
+    if section.view.seeds:
+        told += "; of several training seeds their mean ± the sample standard deviation over them, with Student's interval of that mean"
     return f"{told}."
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures.of_tables import NEEDED, drawn
+from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import png_of
 from robustbench_lab.settings.conf import PACKAGE
 from robustbench_lab.storage.files import storing, to_json, write_bytes
 from robustbench_lab.tables.cells import Cell
+from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.grid import Table
 
 if TYPE_CHECKING:
@@ -105,10 +106,11 @@ def _content(table: Table, cells: Sequence[Cell], output_root: Path) -> str:
     for part in (*code, *(version(package).encode() for package in DRAWN_WITH), to_json(told).encode()):
         digest.update(hashlib.blake2b(part).digest())
     for cell in cells:
-        if cell.evaluation is not None and cell.record is not None and table.figure["kind"] != "curves":
-            folder = cell.evaluation.folder(output_root)
-            for name in sorted(NEEDED):
-                digest.update(hashlib.blake2b((folder / name).read_bytes()).digest() if (folder / name).exists() else b"none")
+        if cell.evaluation is not None and cell.record is not None:
+            for name in kind_of(table.figure).files:
+                arrays = cell.evaluation.at(output_root).arrays(name) or {}
+                for key, array in sorted(arrays.items()):
+                    digest.update(hashlib.blake2b(f"{key}{array.dtype}{array.shape}".encode() + array.tobytes()).digest())
     return digest.hexdigest()
 
 

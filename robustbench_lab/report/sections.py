@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 WIDEST = 8  # columns that a page has room for
 GROUPS = ("dataset", "backbone", "defense", "training")
-UNDER_ATTACK = ("robust_accuracy", "robust_accuracy_mean", "accuracy_of_runs")  # metrics of cells that say how much an attack leaves
 OF_THE_ATTACK = {"collapsed", "transfer_only"}  # warnings of a record that say nothing about hidden gradients
 PANEL = {
     "clean": "clean", "one_step": "one step", "iterated": "iterated", "longer": "more steps", "margin": "margin loss",
@@ -78,12 +77,12 @@ class Section:
 
     @property
     def measured(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.record is not None]
+        return [cell for cell in self.cells if cell.figure is not None]
 
     @cached_property
     def evaluated(self) -> list[tuple[Cell, Evaluation]]:
         """The cells that are run, measured or not, with their evaluations."""
-        return [(cell, cell.evaluation) for cell in self.cells if cell.evaluation is not None]
+        return [(cell, measurement.evaluation) for cell in self.cells for measurement in cell.measurements]
 
     def count(self, verdict: str) -> int:
         return sum(cell.verdict == verdict for cell in self.measured)
@@ -167,7 +166,7 @@ class Section:
         for cell, evaluation in self.evaluated:
             ball = Ball.of(evaluation.config["budget"])
             white = evaluation.config["threat_model"]["sees"] == "defended"
-            if white and cell.metric in UNDER_ATTACK and math.isfinite(ball.eps):
+            if white and cell.metric.under_attack and math.isfinite(ball.eps):
                 groups.setdefault((_model(evaluation), ball), []).append((cell, evaluation))
         return [found for (model, ball), cells in groups.items() if (found := self._comparison(model, ball, cells)) is not None]
 
@@ -186,7 +185,7 @@ class Section:
     @property
     def means(self) -> str:
         """What is said where the figures of the table's own attack count otherwise than those of the strongest."""
-        if all(comparison.cell.metric == "robust_accuracy" for comparison in self.comparisons):
+        if all(comparison.cell.metric.name == "robust_accuracy" for comparison in self.comparisons):
             return ""
         return (
             " Where the table shows a mean over draws or runs, so do the figures of its own attack; under the strongest attack only images "

@@ -18,7 +18,7 @@ from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.folders import EvaluationFolder, Missing, OutputFolder
-from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RECORD_FILE, RUN_FILE
+from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE
 from robustbench_lab.tables.grid import Table
 
 CLASSES = ("dataset", "backbone", "defense", "attack")  # groups whose choices are of several classes
@@ -55,10 +55,10 @@ class Shelf:
                 self.trained[fingerprint] = Trained.of(run.name, record, epochs)
 
     def _list(self, evaluation: EvaluationFolder) -> None:
-        path = evaluation.path / RECORD_FILE
+        path = evaluation.file
         if (record := self._read(path, partial(evaluation.record, {}))) is not None:
             try:
-                self.entries.append(Entry.of(evaluation.path, record))
+                self.entries.append(Entry.of(evaluation, record))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 self._problem(path, f"is damaged ({error!r}); repeat the job with force=true")
 
@@ -73,7 +73,7 @@ class Shelf:
         """Whether the runs that a record speaks of, the attacked and the attacker's, still have the weights that it speaks of."""
         parts = {part: entry.record[part]["fingerprint"] for part in ("run", "source") if entry.record.get(part)}
         try:
-            EvaluationFolder(entry.folder).check_weights(entry.record, self._folder.digests(parts))
+            entry.folder.check_weights(entry.record, self._folder.digests(parts))
         except LabError:
             return False
         return True
@@ -104,8 +104,8 @@ class Shelf:
     def galleries(self, section: Section, album: Album) -> list[Gallery]:
         found = []
         for model, entry in section.strongest_rows(GALLERY):
-            path = entry.folder / EXAMPLES_FILE
-            if (arrays := self._read(path, partial(EvaluationFolder(entry.folder).arrays, EXAMPLES_FILE))) is not None:
+            path = entry.folder.path / EXAMPLES_FILE
+            if (arrays := self._read(path, partial(entry.folder.arrays, EXAMPLES_FILE))) is not None:
                 try:
                     examples = examples_of(arrays, entry.dataset, PICTURES, album)
                 except LabError as error:

@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def to_json(content: object) -> str:
     """JSON with non-finite numbers as strings ("inf", "nan"): every reader takes it."""
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
 
-    def plain(value: object) -> object:
-        if isinstance(value, Mapping):
-            return {str(key): plain(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        if isinstance(value, np.generic):
-            value = value.item()
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n"
+def to_json_line(content: object) -> str:
+    """The same on one line."""
+    return json.dumps(_plain(content), ensure_ascii=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: object) -> None:
@@ -92,11 +97,11 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Raises LabError, naming the file, when it is damaged; never unpickles."""
+def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """All arrays, or those of these names. Raises LabError, naming the file, when it is damaged; never unpickles."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files if names is None or name in names}
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise LabError(f"{path} cannot be read ({error}); delete it, or repeat the job with force=true") from error
 

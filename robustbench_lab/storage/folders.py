@@ -6,6 +6,7 @@ record counts when it is sound, speaks of the evaluation that is asked for, and 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.storage.files import SCHEMA, locked, read_arrays, write_json
+from robustbench_lab.storage.packs import Pack
 from robustbench_lab.storage.records import (
     CHECKPOINT_FILE,
     ERROR_FILE,
@@ -29,6 +31,7 @@ from robustbench_lab.storage.records import (
     RUN_FILE,
     read_record,
     read_run,
+    sound,
 )
 
 log = logging.getLogger("robustbench_lab")
@@ -176,23 +179,50 @@ class RunFolder(Folder):
     def crafted_file(self, name: str) -> Path:
         return self.path / "crafted" / f"{name}.npz"
 
+    @cached_property
+    def pack(self) -> Pack:
+        """The evaluations that are published with the run, in two files."""
+        return Pack(self.path)
+
     def evaluation(self, name: str, fingerprint: str, differs: Callable[[Content], str | None] = nothing_differs) -> EvaluationFolder:
         parent = self.path / "evaluate"
-        return EvaluationFolder(existing(parent, fingerprint, RECORD_FILE) or parent / name, differs)
+        found = existing(parent, fingerprint, RECORD_FILE)
+        return EvaluationFolder(found or parent / (self.pack.named(fingerprint) or name), differs, self.pack)
 
     def evaluations(self) -> list[EvaluationFolder]:
-        """Those that have a record, by name."""
-        return [EvaluationFolder(path.parent) for path in sorted(self.path.glob(f"evaluate/*/{RECORD_FILE}"))]
+        """Those that have a record, by name. Raises LabError where what is packed is damaged."""
+        names = {path.parent.name for path in self.path.glob(f"evaluate/*/{RECORD_FILE}")} | set(self.pack.records)
+        return [EvaluationFolder(self.path / "evaluate" / name, pack=self.pack) for name in sorted(names)]
 
 
 @dataclass(frozen=True)
 class EvaluationFolder(Folder):
-    """An evaluation of a run, whose folder it lies in."""
+    """An evaluation of a run, whose folder it lies in, or where it is packed."""
+
+    pack: Pack | None = field(default=None, compare=False)
+
+    @property
+    def file(self) -> Path:
+        """What has the record, or will have it."""
+        own = self.path / RECORD_FILE
+        return self.pack.records_file if self.pack is not None and self._packed and not own.exists() else own
+
+    @property
+    def _packed(self) -> bool:
+        return self.pack is not None and self.name in self.pack.records
 
     @property
     def made(self) -> bool:
         """Whether there is a record, of whatever worth."""
-        return (self.path / RECORD_FILE).exists()
+        return self._packed or self.file.exists()
+
+    def read(self) -> dict[str, Any]:
+        """The record, whatever weights it speaks of. Raises Missing, or LabError for one that is damaged."""
+        if not self.made:
+            raise Missing(f"{self.file} is not there: it was not evaluated")
+        if self.pack is not None and self.file == self.pack.records_file:
+            return sound(copy.deepcopy(self.pack.records[self.name]), self.file)
+        return read_record(self.file)
 
     @property
     def partial(self) -> Path:
@@ -204,11 +234,8 @@ class EvaluationFolder(Folder):
 
         Raises Missing, Clash, or LabError for one that is damaged or speaks of other weights.
         """
-        path = self.path / RECORD_FILE
-        if not self.made:
-            raise Missing(f"{path} is not there: it was not evaluated")
-        record = read_record(path)
-        self._own(record, RECORD_FILE)
+        record = self.read()
+        self._own(record, self.file.name)
         self.check_weights(record, digests)
         return record
 
@@ -224,7 +251,8 @@ class EvaluationFolder(Folder):
         """The record, if it counts and the outcome beside it can be read; None where there is something to do, and why in the log."""
         try:
             record = self.record(digests)
-            read_arrays(self.path / OUTCOME_FILE)
+            if self.arrays(OUTCOME_FILE) is None:
+                raise LabError(f"{self.path / OUTCOME_FILE} is gone")
         except Clash:
             raise
         except LabError as error:
@@ -236,7 +264,9 @@ class EvaluationFolder(Folder):
     def arrays(self, name: str) -> dict[str, Any] | None:
         """One of its files of arrays; None where there is none. Raises LabError where it is damaged."""
         path = self.path / name
-        return read_arrays(path) if path.exists() else None
+        if path.exists():
+            return read_arrays(path)
+        return self.pack.arrays(self.name, name) if self.pack is not None and not (self.path / RECORD_FILE).exists() else None
 
     def begin(self) -> None:
         """What was said before does not count from now on."""

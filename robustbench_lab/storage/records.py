@@ -37,15 +37,19 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def read_record(path: Path) -> dict[str, Any]:
     """An evaluation's record. Raises LabError, naming the file, when it is damaged: when its figures do not follow from its counts."""
-    record = read_json(path)
+    return sound(read_json(path), path)
+
+
+def sound(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record, if its figures follow from its counts. Raises LabError, naming the file, if not."""
     try:
-        sound = "model_digest" in record["run"] and all(
+        follows = "model_digest" in record["run"] and all(
             record[f"{kind}_accuracy"] == record[f"{kind}_correct"] / record["n"]
             and np.allclose(record[f"{kind}_interval"], wilson_interval(record[f"{kind}_correct"], record["n"]), rtol=0, atol=1e-9)
             for kind in ("clean", "robust")
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        sound = False
-    if not sound:
+        follows = False
+    if not follows:
         raise LabError(f"{path} is damaged: its figures do not agree with one another; repeat the job with force=true")
     return record

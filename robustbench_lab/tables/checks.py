@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,15 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import choices
 from robustbench_lab.settings.overrides import inner_words, parsed
 from robustbench_lab.tables.claims import cells_in
+from robustbench_lab.tables.drawing import kind_of
+from robustbench_lab.tables.metrics import FORM, metric_of
 from robustbench_lab.tables.profiles import PROFILES
 from robustbench_lab.tables.published import fits, published_figure
-from robustbench_lab.tables.units import ACCURACIES, FORM, OTHERS, PARAMETERS, unit_of, word_for
 
 if TYPE_CHECKING:
     from robustbench_lab.tables.grid import Table
 
 KINDS = ("exact", "claim", "none")
-FIGURES = {  # by kind: the keys that it needs, and those that it may have
-    "curves": ({"x"}, {"scale"}), "pictures": (set(), set()), "planes": (set(), set()), "features": ({"attacked"}, {"classes"}),
-}  # fmt: skip
 
 
 def check(table: Table, path: Path) -> None:
@@ -37,10 +36,9 @@ def check(table: Table, path: Path) -> None:
     labels = {axis: [entry.label for entry in getattr(table, axis)] for axis in ("rows", "columns")}
     for axis, found in labels.items():
         require(len(set(found)) == len(found), path, axis, "labels that differ", found)
-    metrics = [*ACCURACIES, PARAMETERS, *(f"{OTHERS}{name}" for name in choices("metric"))]
-    require(table.metric in metrics, path, "metric", f"one of {', '.join(metrics)}", table.metric)
+    for key, metric in (("metric", table.metric), *((f"columns[{i}].metric", column.metric) for i, column in enumerate(table.columns))):
+        _check_metric(path, key, metric)
     for i, column in enumerate(table.columns):
-        require(column.metric in (None, *metrics), path, f"columns[{i}].metric", f"one of {', '.join(metrics)}", column.metric)
         valid = column.form is None or (isinstance(column.form, str) and FORM.fullmatch(column.form))
         require(bool(valid), path, f"columns[{i}].form", "a number format such as .3f, .4g or ,.0f", column.form)
     require(table.profile in PROFILES, path, "profile", f"one of {', '.join(PROFILES)}", table.profile)
@@ -50,18 +48,59 @@ def check(table: Table, path: Path) -> None:
         for axis in ("row", "column"):
             told = exception.get(axis, "")
             require(isinstance(told, str), path, f"exceptions[{i}].{axis}", "a text, in quotes if it looks like a number", told)
-        complete = set(exception) == {"row", "column", "overrides"} and all(
+        complete = set(exception) - {"seeds"} == {"row", "column", "overrides"} and all(
             any(fits(label, exception[axis]) for label in labels[f"{axis}s"]) for axis in ("row", "column")
         )
-        require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table", exception)
+        require(complete, path, f"exceptions[{i}]", "row, column, overrides, of this table, perhaps with seeds", exception)
         some = any(fits(label, exception["row"]) for label in run)
         require(some, path, f"exceptions[{i}].row", "a row that is run, without not_run", exception["row"])
     _check_words(table, path)
+    _check_seeds(table, path)
+    _check_cells_behind(table, path)
     _check_measured(table, path)
     _check_figure(table, path)
     _check_published(table, path)
     _check_rows_not_run(table, path)
     _check_claims(table, path)
+
+
+def _check_metric(path: Path, key: str, metric: Any) -> None:
+    if metric is None and key != "metric":
+        return  # the table's
+    require(isinstance(metric, str | Mapping), path, key, "a metric's name, or a mapping of its name and knobs", metric)
+    try:
+        metric_of(metric)
+    except LabError as error:
+        raise LabError(f"{place(path, key)}: {key}: {error}") from error
+
+
+def _check_seeds(table: Table, path: Path) -> None:
+    places: list[tuple[str, Any]] = [("seeds", table.seeds)]
+    places += [(f"{axis}[{i}].seeds", entry.seeds) for axis in ("rows", "columns") for i, entry in enumerate(getattr(table, axis))]
+    places += [(f"exceptions[{i}].seeds", entry.get("seeds")) for i, entry in enumerate(table.exceptions)]
+    for key, seeds in places:
+        whole = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+        known = seeds is None or (whole and len(set(seeds)) == len(seeds) > 0)
+        require(known, path, key, "training seeds that differ, such as [0, 1, 2]", seeds)
+    for row in table.rows:
+        for column in table.columns:
+            told = [word for words in table.words_said(row, column) for word in words if parsed(word).key_or_group == "seed"]
+            name = f"{row.label} / {column.label}"
+            require(not (told and table.seeds_of(row, column)), path, "seeds", f"no seed among the words of {name} beside them", told)
+
+
+def _check_cells_behind(table: Table, path: Path) -> None:
+    """A figure that is worked out from other cells: they must be there, and not be worked out from it in turn."""
+    behind = {f"{row.label} / {column.label}": table.cells_behind(row, column) for row in table.rows for column in table.columns}
+    for cell, others in behind.items():
+        for name in others.values():
+            column = next(i for i, column in enumerate(table.columns) if cell.endswith(f" / {column.label}"))
+            key = f"columns[{column}].metric" if table.columns[column].metric is not None else "metric"
+            require(name in behind, path, key, f"cells of this table behind {cell}", name)
+    try:
+        TopologicalSorter({cell: others.values() for cell, others in behind.items()}).prepare()
+    except CycleError as error:
+        require(False, path, "columns", "cells that are not worked out from each other in a circle", error.args[1])
 
 
 def _check_published(table: Table, path: Path) -> None:
@@ -137,7 +176,7 @@ def _check_claims(table: Table, path: Path) -> None:
             require(known, path, key, "such as 'row / column > row / column + 5', of this table", comparison)
             run = all(cells[name][0].not_run is None for name in named)
             require(run, path, key, "cells of rows that are run, without not_run", comparison)
-            require(len({unit_of(cells[name][1]) for name in named}) < 2, path, key, "figures of one unit", comparison)
+            require(len({cells[name][1].unit for name in named}) < 2, path, key, "figures of one unit", comparison)
 
 
 def _check_words(table: Table, path: Path) -> None:
@@ -160,58 +199,23 @@ def _check_words(table: Table, path: Path) -> None:
 
 
 def _check_measured(table: Table, path: Path) -> None:
-    """Every cell's words must ask for what it shows; whether its attack is repeated is known when it is composed, in jobs/tables.py."""
+    """Every cell's words must ask for what it shows; whether its attack can tell is known when it is composed, in tables/cells.py."""
     for row, column, words in table.words():
         metric = table.metric_of(column)
         said = {override.key_or_group: override.value() for override in map(parsed, words)}
-        asked = said.get("metric")
-        if metric == "attacked_accuracy":
-            measured = said.get("attack_misclassified") is True
-        else:
-            measured = not metric.startswith(OTHERS) or unit_of(metric) in (asked if isinstance(asked, list) else [asked])
         key = f"columns[{table.columns.index(column)}].metric" if column.metric else "metric"
-        require(measured, path, key, f"the words of {row.label} / {column.label} to have {word_for(metric)}, for {metric}", words)
+        require(metric.asked(said), path, key, f"the words of {row.label} / {column.label} to have {metric.word}, for {metric.name}", words)
 
 
 def _check_figure(table: Table, path: Path) -> None:
-    figure = table.figure
-    require(isinstance(figure, Mapping), path, "figure", "kind, and what that needs", figure)
-    if not figure:
+    require(isinstance(table.figure, Mapping), path, "figure", "kind, and what that needs", table.figure)
+    if not table.figure:
         return
-    require(figure.get("kind") in FIGURES, path, "figure.kind", f"one of {', '.join(FIGURES)}", figure.get("kind"))
-    (needed, optional), keys = FIGURES[figure["kind"]], set(figure) - {"kind"}
-    meant = f"for {figure['kind']} {', '.join(['kind', *sorted(needed)])}" + "".join(f", perhaps {key}" for key in sorted(optional))
-    require(needed <= keys <= needed | optional, path, "figure", meant, sorted(figure))
-    if figure["kind"] == "features":
-        _check_features(table, path)
-    if figure["kind"] == "curves":
-        require(figure.get("scale", "log") == "log", path, "figure.scale", "log, or no such key", figure.get("scale"))
-        require(isinstance(figure["x"], str), path, "figure.x", "the axis's name and unit", figure["x"])
-        places = [_place_on_axis(column.label) for column in table.columns]
-        rising = None not in places and places == sorted(set(places))  # type: ignore[type-var]
-        require(
-            rising, path, "columns", "labels that are numbers, rising, for a figure of curves", [column.label for column in table.columns]
-        )
-        shown = [table.metric_of(column) for column in table.columns]
-        accuracies = all(metric in ACCURACIES and metric != "attack_success_rate" for metric in shown)
-        require(accuracies, path, "columns", "accuracies, for a figure of curves", shown)
-
-
-def _check_features(table: Table, path: Path) -> None:
-    attacked, classes = table.figure["attacked"], table.figure.get("classes")
-    named = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
-    require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
-    known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
-    require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
-    kept = any(parsed(word).key_or_group == "keep" for _, _, words in table.words() for word in words)
-    require(kept, path, "figure", "words with keep=[features], for a figure of features", table.overrides)
-
-
-def _place_on_axis(label: str) -> float | None:
     try:
-        return float(label)
-    except ValueError:
-        return None
+        kind = kind_of(table.figure)
+    except LabError as error:
+        raise LabError(f"{place(path, str(error).partition(':')[0])}: {error}") from error
+    kind.check(table, path)
 
 
 def _is_number(value: object) -> bool:

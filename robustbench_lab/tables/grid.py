@@ -10,17 +10,18 @@ from typing import Any
 from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.overrides import merged_overrides
 from robustbench_lab.tables.claims import Claim
+from robustbench_lab.tables.metrics import Metric, metric_of
 from robustbench_lab.tables.profiles import Rules
 from robustbench_lab.tables.published import PublishedFigure, fits, published_figure, source_of
-from robustbench_lab.tables.units import OTHERS, default_form, is_percent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One row or column: its label and the words that it adds to `evaluate`."""
+    """One row or column: its label, the words that it adds to `evaluate`, and the training seeds of its cells, if it says them."""
 
     label: str
     overrides: Sequence[str] = ()
+    seeds: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Row(Axis):
 class Column(Axis):
     """A column may show another metric than the table, and write its figures in a form of its own, such as `.3f`."""
 
-    metric: str | None = None
+    metric: str | Mapping[str, Any] | None = None
     form: str | None = None
 
 
@@ -42,8 +43,11 @@ class Column(Axis):
 class Table:
     """A table's grid, layout and published figures.
 
-    metric: what cells show unless their column says otherwise: an accuracy, in percent, or `metrics.<name>` of conf/metric/, as it is.
+    metric: what cells show unless their column says otherwise: a name of tables/metrics.py, or a mapping, `name` and that metric's knobs.
     exceptions: cells that take further words, by globs of their rows' and columns' labels.
+    seeds: of training: a cell is then one figure over as many evaluations, each of a run of its own (and where the attacker sees another
+    run, that one has the same seed, unless threat_model.overrides names one). What an exception says of its cells' seeds counts before
+    what their column says, that before their row and that before the table.
     published: kind (exact, claim or none), source, and for exact figures `values`, in their column's unit, a row each, null where the paper
     has none, `"80.03 ± 0.15"` where it has mean and standard deviation; `band`: the difference, in points or in the metric's unit, up to
     which ours counts as theirs, one for all columns or one for each, null where nothing is compared; and `quoted`: the `cells` (a glob on
@@ -61,10 +65,11 @@ class Table:
     source: str
     profile: str
     corner: str
-    metric: str
+    metric: str | Mapping[str, Any]
     overrides: Sequence[str]
     rows: Sequence[Row]
     columns: Sequence[Column]
+    seeds: Sequence[int] | None = None
     exceptions: Sequence[Mapping[str, Any]] = ()
     published: Mapping[str, Any] = field(default_factory=lambda: {"kind": "none"})
     claims: Sequence[Claim] = ()
@@ -81,21 +86,16 @@ class Table:
     def path(self) -> Path:
         return tables_folder() / f"{self.name}.yaml"
 
-    def metric_of(self, column: Column) -> str:
-        return column.metric or self.metric
+    def metric_of(self, column: Column) -> Metric:
+        return metric_of(self.metric if column.metric is None else column.metric)
 
     def form_of(self, column: Column) -> str:
-        return column.form or default_form(self.metric_of(column))
+        return column.form or self.metric_of(column).form
 
     @property
-    def in_percent(self) -> list[bool]:
-        """Of each column, whether its figures are."""
-        return [is_percent(self.metric_of(column)) for column in self.columns]
-
-    @property
-    def averages(self) -> bool:
-        """Whether some figures are means over the images that count, which may be fewer than those of the evaluation."""
-        return any(self.metric_of(column).startswith(OTHERS) for column in self.columns)
+    def metrics(self) -> list[Metric]:
+        """Of each column."""
+        return [self.metric_of(column) for column in self.columns]
 
     @property
     def bands(self) -> list[float | None]:
@@ -109,16 +109,36 @@ class Table:
         source = source_of(f"{row.label} / {column.label}", self.published.get("quoted", ()))
         return None if entry is None else published_figure(entry, source)
 
+    def seeds_of(self, row: Row, column: Column) -> Sequence[int]:
+        """The training seeds of a cell; none where its words alone say which run it is."""
+        said = [self.seeds, row.seeds, column.seeds, *(exception.get("seeds") for exception in self._exceptions(row, column))]
+        seeds = next((seeds for seeds in reversed(said) if seeds is not None), ())
+        return seeds if self.rules is None else seeds[: self.rules.seeds]
+
+    def cells_behind(self, row: Row, column: Column) -> dict[str, str]:
+        """The cells that a cell is worked out from: as its metric calls each, and its name, `row / column`."""
+        return {called: called if " / " in called else f"{row.label} / {called}" for called in self.metric_of(column).cells}
+
+    def words_of(self, row: Row, column: Column) -> list[list[str]]:
+        """The words of `evaluate` for each evaluation behind a cell: none where nothing is run for it, several for several seeds."""
+        if row.not_run is not None or not self.metric_of(column).evaluated:
+            return []
+        overrides: list[str] = []
+        for more in self.words_said(row, column):
+            overrides = merged_overrides(overrides, more)
+        every = [merged_overrides(overrides, [f"seed={seed}"]) for seed in self.seeds_of(row, column)] or [overrides]
+        return every if self.rules is None else [self.rules.applied(words) for words in every]
+
+    def words_said(self, row: Row, column: Column) -> list[Sequence[str]]:
+        """What the table, the row, the column and its exceptions say of a cell, the later before the earlier."""
+        return [self.overrides, row.overrides, column.overrides, *(entry["overrides"] for entry in self._exceptions(row, column))]
+
     def words(self) -> Iterator[tuple[Row, Column, list[str]]]:
-        """Row, column and the words of `evaluate`, cell by cell, but for rows that are not run."""
+        """Row, column and the words of `evaluate`, cell by cell, and within a cell seed by seed."""
         for row in self.rows:
-            if row.not_run is not None:
-                continue
             for column in self.columns:
-                special = [e["overrides"] for e in self.exceptions if fits(row.label, e["row"]) and fits(column.label, e["column"])]
-                overrides: list[str] = []
-                for more in (self.overrides, row.overrides, column.overrides, *special):
-                    overrides = merged_overrides(overrides, more)
-                if self.rules is not None:
-                    overrides = self.rules.applied(overrides)
-                yield row, column, overrides
+                for words in self.words_of(row, column):
+                    yield row, column, words
+
+    def _exceptions(self, row: Row, column: Column) -> list[Mapping[str, Any]]:
+        return [entry for entry in self.exceptions if fits(row.label, entry["row"]) and fits(column.label, entry["column"])]

@@ -13,7 +13,6 @@ from typing import Any
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.settings.overrides import train_overrides
-from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
@@ -83,8 +82,8 @@ class Plan:
 
 def asked_by(cell: Cell) -> Iterator[tuple[list[str], Evaluation, bool]]:
     """The evaluations behind a cell: their words, and whether each is finished."""
-    if cell.evaluation is not None:
-        yield cell.overrides, cell.evaluation, cell.record is not None
+    for one in cell.measurements:
+        yield one.overrides, one.evaluation, one.record is not None
 
 
 def key_of(evaluation: Evaluation) -> tuple[str, str]:
@@ -190,7 +189,7 @@ class Costs:
         found: dict[tuple[Any, ...], list[float]] = {}
         for evaluation in (evaluation for run in self._finished for evaluation in run.evaluations()):
             with suppress(LabError, KeyError, TypeError):
-                record = read_json(evaluation.path / RECORD_FILE)
+                record = evaluation.read()
                 if any(record.get("examples_from_before", ())):
                     continue  # it did not search
                 for key in _like_attacking(record["run"]["choices"], record["choices"]["attack"], record["config"]["test_size"]):

@@ -28,13 +28,15 @@ class Rules:
 
     choices: group -> pattern -> the choice instead; what the table says about the old one's keys is dropped. words: for a pattern of
     `group=choice`, words that are added. everywhere: words that every cell gets, unless those added say otherwise. curve_points: how many
-    columns are left of a table that is drawn as curves, 2 or more, the first and the last among them; null: all.
+    columns are left of a table that is drawn as curves, 2 or more, the first and the last among them; null: all. seeds: how many of a
+    cell's training seeds are left, the first ones; null: all.
     """
 
     choices: Mapping[str, Mapping[str, str]]
     words: Mapping[str, Sequence[str]]
     everywhere: Sequence[str]
     curve_points: int | None = None
+    seeds: int | None = None
 
     @classmethod
     def read(cls, profile: str) -> Rules:
@@ -45,6 +47,8 @@ class Rules:
             raise LabError(f"{path}: {error}") from error
         if rules.curve_points is not None and rules.curve_points < 2:
             raise LabError(f"{path}: curve_points: expected 2 or more, or null, got {rules.curve_points}")
+        if rules.seeds is not None and rules.seeds < 1:
+            raise LabError(f"{path}: seeds: expected 1 or more, or null, got {rules.seeds}")
         return rules
 
     def applied(self, words: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables.checks import check, file_of, place, require
 from robustbench_lab.tables.claims import Claim, cells_in
+from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.grid import Column, Row, Table
 from robustbench_lab.tables.profiles import PROFILES, Rules
 from robustbench_lab.tables.published import fits
@@ -40,6 +41,17 @@ def chosen_tables(patterns: str | Sequence[str], profile: str = "paper") -> list
         require(other is table, table.path, "title", f"a title of its own, not that of {other.path}", table.title)
     tables = [table for table in tables if not patterns or any(fnmatch(table.name, pattern) for pattern in patterns)]
     return [reshaped(table, profile) for table in tables]
+
+
+def published_tables(output_root: Path) -> list[Table]:
+    """The tables whose pages are below an output folder, as the profile has them that made them, by name."""
+    written, known, found = output_root / "tables", set(table_names()), []
+    for path in sorted(written.rglob("*.md")):
+        name = str(path.relative_to(written).with_suffix(""))
+        profile, _, rest = name.partition("/")
+        if name in known or (profile in PROFILES and rest in known):
+            found.append(read_table(name) if name in known else reshaped(read_table(rest), profile))
+    return found
 
 
 def table_names() -> list[str]:
@@ -101,7 +113,7 @@ def reshaped(table: Table, profile: str) -> Table:
     if order.index(table.profile) >= order.index(profile):
         return table
     rules, columns = Rules.read(profile), list(table.columns)
-    if table.figure.get("kind") == "curves" and rules.curve_points is not None:
+    if rules.curve_points is not None and table.figure and kind_of(table.figure).thinned:
         last = len(columns) - 1
         columns = [columns[i] for i in sorted({round(i * last / (rules.curve_points - 1)) for i in range(rules.curve_points)})]
     exceptions = [exception for exception in table.exceptions if any(fits(column.label, exception["column"]) for column in columns)]

@@ -17,14 +17,15 @@ SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.g
 CHANGES = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 WITHIN_CHANCE = " (within chance)"
 ABOUT_CHANCE = "Within chance: the two figures are nearer to each other than their 95 % intervals, taken as independent, let one tell."
+OVER_SEEDS = " Of a mean over training seeds that is Student's interval, from their spread: other seeds could have turned the verdict."
 
 
 @dataclass(frozen=True)
 class CheckedClaim:
     """A claim of the paper, whether our figures bear it out (holds, does not hold, not measured), and the comparisons that say so.
 
-    within_chance: whether other test images could have turned the verdict: it rests on a comparison of figures that are nearer to each
-    other than their 95 % intervals let one tell, taken as independent.
+    within_chance: whether other test images, or other training seeds where cells are means over some, could have turned the verdict: it
+    rests on a comparison of figures that are nearer to each other than their 95 % intervals let one tell, taken as independent.
     """
 
     text: str

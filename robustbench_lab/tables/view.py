@@ -23,8 +23,7 @@ from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
-from robustbench_lab.tables.units import OTHERS, title_of
-from robustbench_lab.tables.verdicts import ABOUT_CHANCE, WITHIN_CHANCE, CheckedClaim, claims_of
+from robustbench_lab.tables.verdicts import ABOUT_CHANCE, OVER_SEEDS, WITHIN_CHANCE, CheckedClaim, claims_of
 
 UNKNOWN = "-"  # what a record or a run does not say of where it was made
 
@@ -36,9 +35,11 @@ class ShownCell:
     row: str
     column: str
     metric: str  # in words, with its unit if that is percent
-    ours: str | None  # with its deviation where it is a mean over runs
+    ours: str | None  # with its deviation where it is a mean over training seeds, or over an attack's runs
     interval: tuple[str, str] | None  # the ends of the 95 % interval
     n: int | None
+    seeds: tuple[int, ...]  # of training, that it is a mean over; none where it is of one trained model
+    of_run: bool  # whether some trained model stands behind it
     published: str | None  # with the deviation that the paper prints
     quoted: bool  # whether the paper took its figure from another one
     difference: str | None  # ours minus theirs, with its sign
@@ -166,7 +167,8 @@ class View:
     @property
     def about_chance(self) -> str | None:
         """What `within chance` means, where some comparison is."""
-        return ABOUT_CHANCE if any(WITHIN_CHANCE in claim.detail for claim in self.every_claim) else None
+        near = any(WITHIN_CHANCE in claim.detail for claim in self.every_claim)
+        return ABOUT_CHANCE + (OVER_SEEDS if self.seeds else "") if near else None
 
     @property
     def published(self) -> str | None:
@@ -188,31 +190,42 @@ class View:
         """How near ours must come to a published figure, with the columns' labels where that is not the same for all that have one."""
         table, told = self.table, dict[str, list[str]]()
         published = zip(*table.published["values"], strict=True)
-        for column, band, in_percent, figures in zip(table.columns, table.bands, table.in_percent, published, strict=True):
+        for column, band, metric, figures in zip(table.columns, table.bands, table.metrics, published, strict=True):
             if any(figure is not None for figure in figures):
-                text = "not compared" if band is None else f"at most {band:g}{' points' if in_percent else ''} apart"
+                text = "not compared" if band is None else f"at most {band:g}{' points' if metric.in_percent else ''} apart"
                 told.setdefault(text, []).append(column.label)
         return ", ".join(told) if len(told) < 2 else "; ".join(f"{text} ({', '.join(labels)})" for text, labels in told.items())
 
     @property
     def averages(self) -> bool:
         """Whether some figures are means over the images that count, which may be fewer than those of the evaluation."""
-        return self.table.averages
+        return any(metric.averages for metric in self.table.metrics)
 
     @property
     def about_figures(self) -> str:
         """What n counts and which intervals these are, for the kinds of metrics that the table shows."""
-        of_accuracies, of_others = "Wilson", "normal approximation to the mean"
-        metrics = [self.table.metric_of(column) for column in self.table.columns]
-        runs = "; ours ± the sample standard deviation over the runs of one attack on this model" if "accuracy_of_runs" in metrics else ""
-        if not self.averages:
-            return f"n: test images; interval: {of_accuracies}, over the images, for this one trained model{runs}"
-        if all(metric.startswith(OTHERS) for metric in metrics):
-            return f"n: test images that count; interval: {of_others}, over these images, for this one trained model"
-        return (
-            f"n: test images, and for what is not in percent those that count; interval: over these images, for this one trained model, "
-            f"{of_accuracies} for percentages, {of_others} for the others{runs}"
-        )
+        metrics, of_shares, of_means = self.table.metrics, "Wilson", "normal approximation to the mean"
+        repeated = dict.fromkeys(metric.deviation for metric in metrics if metric.deviation)
+        runs = "".join(f"; ours ± the sample standard deviation over {over}" for over in repeated)
+        n = "n: test images"
+        interval = f"interval: {of_shares}, over the images, for this one trained model"
+        if all(metric.averages for metric in metrics):
+            n, interval = "n: test images that count", f"interval: {of_means}, over these images, for this one trained model"
+        elif self.averages:
+            n = "n: test images, and for what is not in percent those that count"
+            interval = f"interval: over these images, for this one trained model, {of_shares} for percentages, {of_means} for the others"
+        if not self.seeds:
+            return f"{n}; {interval}{runs}"
+        seeds = " and ".join(", ".join(map(str, seeds)) for seeds in self.seeds)
+        mean = f"ours is the mean ± the sample standard deviation over the training seeds {seeds}, and the interval Student's of that mean"
+        if all(cell.seeds or not cell.of_run for cell in self.cells):
+            return f"{n} of each evaluation; {mean}"
+        return f"{n}; {interval}{runs}; where a cell stands for several trained models {mean}"
+
+    @cached_property
+    def seeds(self) -> list[Sequence[int]]:
+        """The training seeds that cells are means over; none where each is of one trained model."""
+        return list(dict.fromkeys(cell.seeds for cell in self.cells if cell.seeds))
 
     @property
     def command(self) -> str:
@@ -229,7 +242,7 @@ def command_of(table: Table) -> str:
 def view_of(table: Table, cells: Sequence[Cell], output_root: Path) -> View:
     """The table with its cells, row by row. Raises LabError for a finding or a deviation that names what is no cell of the table."""
     letters = _letters(cells)
-    records = [cell.record for cell in cells if cell.record]
+    records = [record for cell in cells for record in cell.records]
     spoken_of = not table.reshaped  # deviations and findings speak of the real settings and figures
     return View(
         table=table,
@@ -250,10 +263,12 @@ def _shown(cell: Cell, letters: Mapping[str, str]) -> ShownCell:
     return ShownCell(
         row=cell.row,
         column=cell.column,
-        metric=title_of(cell.metric),
+        metric=cell.metric.title,
         ours=number(cell.value, cell.form, cell.std),
         interval=None if cell.interval is None else (format(cell.interval[0], cell.form), format(cell.interval[1], cell.form)),
         n=cell.n,
+        seeds=tuple(cell.seeds),
+        of_run=bool(cell.measurements),
         published=number(cell.published, cell.form, cell.published_std),
         quoted=cell.quoted_from is not None,
         difference=number(cell.difference, f"+{cell.form}"),
@@ -262,7 +277,7 @@ def _shown(cell: Cell, letters: Mapping[str, str]) -> ShownCell:
         marks=sorted({letters[flag["code"]] for flag in cell.flags}),
         warnings=" ".join(flag["code"] for flag in cell.flags),
         in_percent=cell.in_percent,
-        measured=cell.record is not None,
+        measured=cell.figure is not None,
         missing=cell.missing,
         problem=cell.problem,
         commands=_commands(cell) if cell.missing else [],
@@ -285,7 +300,7 @@ def _footnote(letter: str, code: str, cells: Sequence[Cell]) -> Footnote:
     for cell in cells:
         for message in dict.fromkeys(flag["message"] for flag in cell.flags if flag["code"] == code):
             told.setdefault(message, []).append(cell.name)
-    measured = sum(cell.record is not None for cell in cells)
+    measured = sum(cell.figure is not None for cell in cells)
     return Footnote(letter, code, [Message(text or "no message", names, len(names) == measured > 1) for text, names in told.items()])
 
 
@@ -322,14 +337,20 @@ def _with_figures(text: str, cells: Sequence[Cell]) -> str:
 
 
 def _commands(cell: Cell) -> list[str]:
-    """The commands that fill a cell, one after the other; none for one that is not run."""
-    if cell.evaluation is None:
-        return []
-    run = train_overrides(cell.overrides)
-    jobs = [("train", run), ("evaluate", cell.overrides)]
-    if cell.evaluation.source is not None:
-        jobs.insert(0, ("train", merged_overrides(run, cell.evaluation.config["threat_model"]["overrides"])))
-    return [f"python -m robustbench_lab {verb} {shlex.join(words)}" for verb, words in jobs]
+    """The commands that fill a cell, one after the other; none for one that is not run, or that others fill."""
+    commands = []
+    for one in cell.measurements:
+        if one.record is None:
+            run = train_overrides(one.overrides)
+            if one.evaluation.source is not None:
+                source = merged_overrides(run, one.evaluation.config["threat_model"]["overrides"])
+                commands.append(_command("train", source))
+            commands += [_command("train", run), _command("evaluate", one.overrides)]
+    return list(dict.fromkeys(commands))
+
+
+def _command(verb: str, words: Sequence[str]) -> str:
+    return f"python -m robustbench_lab {verb} {shlex.join(words)}"
 
 
 def _facts(records: Sequence[Mapping[str, object]]) -> dict[str, str]:
@@ -342,7 +363,7 @@ def _facts(records: Sequence[Mapping[str, object]]) -> dict[str, str]:
 
 
 def _trainings(cells: Sequence[Cell], output_root: Path) -> list[Training]:
-    runs = {run.fingerprint: run for cell in cells if cell.record for run in cell.runs}
+    runs = {run.fingerprint: run for cell in cells if cell.records for run in cell.runs}
     return [_training(run.folder(output_root)) for run in sorted(runs.values(), key=lambda run: run.name)]
 
 

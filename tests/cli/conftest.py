@@ -4,13 +4,15 @@ import io
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import yaml
@@ -113,18 +115,39 @@ def interrupted(lab: Callable[..., Ended], outputs: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def start(outputs: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`start("train", ..., outputs=folder)`: `python -m robustbench_lab` as a real process, on one thread."""
+    """`start("train", ..., outputs=folder)`: `python -m robustbench_lab` from scratch, on one thread."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
     def call(*arguments: str, outputs: Path = outputs) -> subprocess.Popen[str]:
         environment = {**os.environ, "ROBUSTBENCH_LAB_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "robustbench_lab", *arguments],
-            cwd=elsewhere, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore interrupts, and what they start does too
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "robustbench_lab", *arguments],
+                cwd=elsewhere, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     return call
+
+
+@pytest.fixture
+def forked(outputs: Path, tmp_path: Path) -> Iterator[Callable[..., processes.Started]]:
+    """`forked("train", ...)`: the command in a process of its own, on one thread, without waiting for imports."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    every: list[processes.Started] = []
+
+    def call(*arguments: str) -> processes.Started:
+        every.append(processes.started(arguments, outputs, elsewhere, tmp_path / f"said{len(every)}"))
+        return every[-1]
+
+    yield call
+    for started in every:
+        started.process.kill()
+        started.process.join()
 
 
 @pytest.fixture

@@ -311,12 +311,12 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed(interrupted):
 
 
 def test_a_damaged_record_is_named_and_made_anew(lab, trained, tiny):
-    assert lab("evaluate", *tiny, "attack=fgsm").status == 0
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
     (path,) = trained.glob("evaluate/*/record.json")
     whole = path.read_bytes()
     for content in (whole[:-20], b"", b"[]", b'{"schema": 1}', b'{"schema": 1, "run": 3}', b'{"schema": 99}'):
         path.write_bytes(content)
-        ended = lab("evaluate", *tiny, "attack=fgsm")
+        ended = lab("evaluate", *tiny, "attack=fgsm", "panel=none")
         assert ended.status == 0, ended.err
         assert f"made anew: {path}" in ended.err
         assert json.loads(path.read_text())["robust_correct"] == json.loads(whole)["robust_correct"]
@@ -344,7 +344,7 @@ def test_weights_that_are_gone_are_trained_again(lab, trained, tiny):
 
 
 def test_a_damaged_partial_outcome_is_not_believed(lab, trained, tiny):
-    command = ["evaluate", *tiny, "attack=fgsm"]
+    command = ["evaluate", *tiny, "attack=fgsm", "panel=none"]
     assert lab(*command).status == 0
     (path,) = trained.glob("evaluate/*/record.json")
     record = json.loads(path.read_text())
@@ -374,7 +374,7 @@ def test_tables_takes_a_damaged_record_for_a_missing_one_and_says_so(lab, output
 
 
 @pytest.mark.parametrize("verb", ["train", "train -m", "tables"])
-def test_an_output_folder_that_cannot_be_written(lab, outputs, tiny, verb):
+def test_an_output_folder_that_cannot_be_written(lab, outputs, small_table, tiny, verb):
     outputs.write_text("a file where a folder should be")
     words = [] if verb == "tables" else tiny
     ended = lab(*verb.split(), *words, f"output_root={outputs}/x")
@@ -462,12 +462,12 @@ def test_a_full_disk_stops_an_evaluation_without_a_record(lab, trained, tiny, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        ended = lab("evaluate", *tiny, "attack=fgsm")
+        ended = lab("evaluate", *tiny, "attack=fgsm", "panel=none")
     assert ended.status == 2
     assert "outcome.partial.npz" in ended.err
     (folder,) = (trained / "evaluate").iterdir()
     assert [path.name for path in folder.iterdir()] == [".lock"]
-    assert lab("evaluate", *tiny, "attack=fgsm").status == 0
+    assert lab("evaluate", *tiny, "attack=fgsm", "panel=none").status == 0
 
 
 # A loss that is not finite

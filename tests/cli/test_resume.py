@@ -1,6 +1,7 @@
 """What was interrupted goes on, and ends as if nothing had happened."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -24,38 +25,28 @@ def epochs_in(folder: Path) -> list[int]:
     return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def wait_for(pattern: str, root: Path, process) -> Path:
-    while not (found := list(root.glob(pattern))):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    return found[0]
-
-
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_killed_in_the_middle_of_an_epoch_training_ends_at_the_same_weights(start, outputs, tmp_path):
-    whole = start("train", *SLOW, outputs=tmp_path / "whole")
-    killed = start("train", *SLOW)
-    metrics = wait_for("runs/*/metrics.jsonl", outputs, killed)
-    folder = metrics.parent
+def test_killed_in_the_middle_of_an_epoch_training_ends_at_the_same_weights(forked, lab, lab_in, outputs, tmp_path):
+    killed = forked("train", *SLOW)
+    folder = killed.wait_for("runs/*/metrics.jsonl", outputs).parent
     time.sleep(0.1)  # into the next epoch
-    killed.kill()
-    assert killed.wait() == -9
+    killed.send(signal.SIGKILL)
+    assert killed.wait()[0] == -signal.SIGKILL
     done = epochs_in(folder)
     assert done == list(range(1, len(done) + 1))
     assert len(done) < EPOCHS
     assert not (folder / "run.json").exists()
     assert (folder / "checkpoint.safetensors").exists()
 
-    resumed = start("train", *SLOW)
-    _, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
-    assert f"resuming {folder.name} after epoch" in err
-    _, err = whole.communicate(timeout=120)
-    assert whole.returncode == 0, err
-    assert "resuming" not in err
+    resumed = lab("train", *SLOW)
+    assert resumed.status == 0, resumed.err
+    assert f"resuming {folder.name} after epoch" in resumed.err
+    whole = lab_in(tmp_path / "whole", "train", *SLOW)
+    assert whole.status == 0, whole.err
+    assert "resuming" not in whole.err
 
     reference = tmp_path / "whole" / "runs" / folder.name
     expected, meta = read_tensors(reference / "model.safetensors")
@@ -125,7 +116,7 @@ def test_a_forced_repetition_that_is_stopped_leaves_no_finished_run(lab, trained
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_outcome(lab, outputs, trained, tiny, monkeypatch):
-    command = ["evaluate", *tiny, "attack.steps=3", "batch_size=8"]
+    command = ["evaluate", *tiny, "attack.steps=3", "panel=none", "batch_size=8"]
     assert lab(*command).status == 0
     (folder,) = (trained / "evaluate").iterdir()
     record = json.loads((folder / "record.json").read_text())
@@ -184,7 +175,7 @@ def test_metrics_in_another_order_keep_their_values(lab, trained, tiny, monkeypa
 
 
 def test_a_partial_outcome_of_other_weights_is_not_gone_on_from(lab, trained, tiny):
-    command = ["evaluate", *tiny, "attack=fgsm"]
+    command = ["evaluate", *tiny, "attack=fgsm", "panel=none"]
     assert lab(*command).status == 0
     (folder,) = (trained / "evaluate").iterdir()
     arrays = dict(np.load(folder / "outcome.npz", allow_pickle=False))
@@ -199,17 +190,20 @@ def test_a_partial_outcome_of_other_weights_is_not_gone_on_from(lab, trained, ti
     np.testing.assert_array_equal(np.load(folder / "outcome.npz")["robust"], arrays["robust"])
 
 
-def test_two_processes_that_start_one_run_at_once_share_it(start, outputs):
-    """One trains; the other waits, says so, and finds it finished."""
-    both = [start("train", *SLOW), start("train", *SLOW)]
-    errs = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errs
-    (folder,) = outputs.glob("runs/*")
-    trained = [f"trained {folder}" in err for err in errs]
-    assert sorted(trained) == [False, True], errs
-    waited = errs[trained.index(False)]
-    assert f"another process works in {folder}; waiting" in waited
+def test_two_processes_that_start_one_run_at_once_share_it(forked, outputs):
+    """One trains; the other waits, says so, and finds it finished. The first is held up until the second waits for it."""
+    first = forked("train", *SLOW)
+    folder = first.wait_for("runs/*/metrics.jsonl", outputs).parent
+    first.send(signal.SIGSTOP)
+    second = forked("train", *SLOW)
+    second.wait_for_words(f"another process works in {folder}; waiting")
+    first.send(signal.SIGCONT)
+    (status, trained), (other_status, waited) = first.wait(), second.wait()
+    assert (status, other_status) == (0, 0), (trained, waited)
+    assert f"trained {folder}" in trained
+    assert f"trained {folder}" not in waited
     assert f"finished already: {folder}" in waited
+    assert list(outputs.glob("runs/*")) == [folder]
     assert epochs_in(folder) == list(range(1, EPOCHS + 1))
     _, meta = read_tensors(folder / "model.safetensors")
     assert json.loads((folder / "run.json").read_text())["model_digest"] == meta["digest"]

@@ -1,6 +1,7 @@
 """Event files beside metrics.jsonl: the same numbers, each epoch once."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_every_number_of_every_epoch_is_told(lab, outputs, tiny):
 
 def test_a_finished_run_is_told_afterwards_and_keeps_its_name(lab, trained, tiny):
     weights = (trained / "model.safetensors").read_bytes()
-    for _ in range(4):
+    for _ in range(3):
         ended = lab("train", *tiny, "tensorboard=true")
         assert f"finished already: {trained}" in ended.err
         assert_told(trained, 3)
@@ -86,15 +87,12 @@ def test_stopped_between_checkpoint_and_events_no_epoch_is_missing_or_there_twic
         assert [event.step for event in watching.Scalars("loss/model")] == [1, 2, 3], "a TensorBoard that was open all the time"
 
 
-def test_killed_and_resumed_no_epoch_is_missing_or_there_twice(start, lab, outputs, tiny):
+def test_killed_and_resumed_no_epoch_is_missing_or_there_twice(forked, lab, outputs, tiny):
     command = ["train", *tiny, "training.epochs=12", "dataset.train_size=900", "tensorboard=true"]
-    process = start(*command)
-    while not (paths := list(outputs.glob("runs/*/metrics.jsonl"))):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -9
-    folder = paths[0].parent
+    process = forked(*command)
+    folder = process.wait_for("runs/*/metrics.jsonl", outputs).parent
+    process.send(signal.SIGKILL)
+    assert process.wait()[0] == -signal.SIGKILL
     assert not (folder / "run.json").exists()
     ended = lab(*command)
     assert f"resuming {folder.name} after epoch" in ended.err

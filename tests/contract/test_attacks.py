@@ -256,11 +256,9 @@ OF_EACH_KIND = [(name, norm) for name in kinds("attack") for norm in attack_of(n
 
 
 @pytest.mark.parametrize(("name", "norm"), OF_EACH_CHOICE + OF_EACH_KIND)
-def test_attacks_do_something(
-    name: str, norm: str, built: Callable[..., Any], tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]
-) -> None:
+def test_attacks_do_something(name: str, norm: str, tiny_net: Callable[..., Defended], edge_images: Callable[..., Tensor]) -> None:
     weak = name in WEAK_AS_PUBLISHED or name.startswith("random_sampling")  # which is noise itself
-    attack, model, x = shortened(built("attack", name), SHORT if weak else LONGER), tiny_net(3, 3), edge_images(20, 3)
+    attack, model, x = attack_of(name, SHORT if weak else LONGER), tiny_net(3, 3), edge_images(20, 3)
     budget = Budget(norm, SMALL[norm])
     if attack.minimal:
         budget = ball(norm, math.inf if not attack.needs_finite_ball else 0.5)

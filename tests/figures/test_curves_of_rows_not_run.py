@@ -2,7 +2,7 @@
 
 import fake_records
 
-from robustbench_lab.figures import of_tables
+from robustbench_lab.figures import curves, of_tables
 from robustbench_lab.tables.cells import cells_of
 from robustbench_lab.tables.reading import read_table, reshaped
 
@@ -15,8 +15,8 @@ CURVES = {
 
 
 def test_a_row_that_is_not_run_is_drawn_as_its_published_points(written, tmp_path, monkeypatch):
-    drawn, draw = [], of_tables.curves_figure
-    monkeypatch.setattr(of_tables, "curves_figure", lambda panels, *more: drawn.append(panels) or draw(panels, *more))
+    drawn, draw = [], curves.curves_figure
+    monkeypatch.setattr(curves, "curves_figure", lambda panels, *more: drawn.append(panels) or draw(panels, *more))
     name = written(**CURVES)
     for profile in ("paper", "smoke"):
         table = reshaped(read_table(name), profile)

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures import of_tables
+from robustbench_lab.figures import features, of_tables
 from robustbench_lab.figures.features import COLOURS, Cloud, features_figure, first_of_each, neighbours, principal_components
 from robustbench_lab.tables.cells import cells_of
 from robustbench_lab.tables.reading import read_table, reshaped
@@ -122,7 +122,7 @@ def test_each_cell_that_kept_features_is_a_column(written: Callable[..., str], t
     cells = cells_of(table, outputs)
     assert of_tables.drawn(table, cells, outputs) is None, "records without features"
     calls: list = []
-    monkeypatch.setattr(of_tables, "features_figure", lambda *words: calls.append(words) or features_figure(*words))
+    monkeypatch.setattr(features, "features_figure", lambda *words: calls.append(words) or features_figure(*words))
     some = cloud()
     with_features(cells[1], outputs, some)
     assert of_tables.drawn(table, cells, outputs) is not None
@@ -138,7 +138,7 @@ def test_embedded_images_do_not_have_the_papers_names(written: Callable[..., str
     fake_records.fill_plausibly(cells_of(table, outputs), outputs)
     cells = cells_of(table, outputs)
     calls: list = []
-    monkeypatch.setattr(of_tables, "features_figure", lambda *words: calls.append(words))
+    monkeypatch.setattr(features, "features_figure", lambda *words: calls.append(words))
     with_features(cells[0], outputs, cloud())
     of_tables.drawn(table, cells, outputs)
     assert calls[0][1] == ["0", "1", "2"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures import of_tables
+from robustbench_lab.figures import curves, of_tables, pictures, planes
 from robustbench_lab.intervals import wilson_interval
 from robustbench_lab.jobs.tables import write
 from robustbench_lab.storage.records import PLANE_FILE
@@ -32,8 +32,9 @@ def filled(name: str, outputs: Path, every: int = 1, profile: str = "paper"):
 
 def told(monkeypatch: pytest.MonkeyPatch, function: str) -> list:
     """What the drawing function is given."""
-    calls, draw = [], getattr(of_tables, function)
-    monkeypatch.setattr(of_tables, function, lambda *words: calls.append(words) or draw(*words))
+    (module,) = (module for module in (curves, pictures, planes) if hasattr(module, function))
+    calls, draw = [], getattr(module, function)
+    monkeypatch.setattr(module, function, lambda *words: calls.append(words) or draw(*words))
     return calls
 
 
@@ -171,3 +172,46 @@ def test_the_report_draws_the_figure_once_shows_it_and_names_a_damaged_file(outp
     assert '<figure class="paper-figure">' not in page
     assert "figure of efficient_defenses/figure1" in page
     assert json.dumps("examples.npz").strip('"') in page
+
+
+def test_a_kind_is_a_file_of_its_own(outputs, monkeypatch, tmp_path):
+    """A class, and a choice that names it: table, profile, drawing and the files that are published take it, and no other file knows it."""
+    from robustbench_lab.tables import drawing
+
+    class Dots(of_tables.TableFigure):
+        files = ("dots.npz",)
+        thinned = True
+
+        def __init__(self, colour: str, size: int) -> None:
+            object.__setattr__(self, "said", (colour, size))
+
+        def check(self, table, path):
+            if self.said[1] < 1:
+                raise LabError(f"{path}: figure.size: too small")
+
+        def draw(self, table, cells, output_root):
+            return self.said
+
+    conf = tmp_path / "conf" / "figure"
+    conf.mkdir(parents=True)
+    (conf / "dots.yaml").write_text("_target_: robustbench_lab.figures.curves.Dots\nsize: 3\n")
+    monkeypatch.setattr(drawing, "CONF", conf.parent)
+    monkeypatch.setattr(curves, "Dots", Dots, raising=False)
+    assert drawing.figure_kinds() == ["dots"]
+    table, cells = read_table("efficient_defenses/table3"), None
+    table = replace(table, figure={"kind": "dots", "colour": "red"})
+    fake_records.fill_plausibly(cells_of(table, outputs)[:1], outputs)
+    cells = cells_of(table, outputs)
+    assert of_tables.drawn(table, cells, outputs) == ("red", 3)
+    assert len(reshaped(table, "smoke").columns) == 2
+    assert drawing.kind_of(table.figure).files == ("dots.npz",)
+    with pytest.raises(LabError, match=r"figure: expected for dots kind, colour, perhaps size, got \['kind', 'size'\]"):
+        drawing.kind_of({"kind": "dots", "size": 2})
+
+
+def test_every_kind_says_what_it_is_drawn_from():
+    from robustbench_lab.tables.drawing import figure_kinds, kind_of
+
+    keys = {"curves": {"x": "eps"}, "features": {"attacked": 0}}
+    files = {kind: kind_of({"kind": kind, **keys.get(kind, {})}).files for kind in figure_kinds()}
+    assert files == {"curves": (), "features": ("features.npz",), "pictures": ("examples.npz",), "planes": ("plane.npz",)}

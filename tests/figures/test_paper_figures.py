@@ -22,8 +22,9 @@ from PIL import Image
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.curves import MARKS, STYLES, Panel, Series, curves_figure
 from robustbench_lab.figures.features import Cloud, features_figure
-from robustbench_lab.figures.images import CLASSES, Group, Plane, Points, Row, planes_figure, strips_figure, thinned
 from robustbench_lab.figures.paper import CLEAN, WIDTH, broken, files_of, fitting, width_of
+from robustbench_lab.figures.pictures import Group, Row, strips_figure
+from robustbench_lab.figures.planes import CLASSES, Plane, Points, planes_figure, thinned
 
 FOOTER = "n = 10,000 test images; white box, FGSM; costs $5 & <nothing> $x$"
 

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from hashlib import blake2b
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from robustbench_lab.settings.overrides import merged_overrides, parsed, quoted,
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = ("dataset", "backbone", "defense", "training", "profile", "attack", "budget", "threat_model", "panel")
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+CHOICES = [[(group, path.stem) for path in sorted((CONF / group).glob("*.yaml"))] for group in GROUPS]
+TOGETHER = [[choice for choice in one_of_each if choice] for one_of_each in zip_longest(*CHOICES)]
 
 
 def name(path: Path) -> str:
@@ -303,20 +305,17 @@ def test_every_file_opens_with_its_command_or_source(path):
     assert re.search(r"python -m robustbench_lab \w+|make \w+|Source: |conf/\w+|groups that name a run", comment), comment
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
-def test_every_choice_composes_and_resolves(group, choice):
-    words = [f"{group}={choice}", *(["dataset.path=/x", "dataset.classes=2"] if choice == "image_folder" else [])]
-    if group in ("attack", "budget", "threat_model", "panel"):
-        cfg, choices = compose("evaluate", words)
-        build(plain(cfg, group)[group], group)
-    else:
-        cfg, choices = compose("train", words)
-        assert run_of(cfg, choices, words).fingerprint
-        for part in ("dataset", "defense", "training"):
-            content = plain(cfg, part)[part]
-            content.pop("budget", None) if part == "dataset" else None
-            build(content, part)
-    assert choices[group] == choice
+@pytest.mark.parametrize("together", TOGETHER, ids=lambda together: " ".join(map("=".join, together)))
+def test_every_choice_composes_and_resolves(together):
+    words = [*map("=".join, together), *(["dataset.path=/x", "dataset.classes=2"] if ("dataset", "image_folder") in together else [])]
+    cfg, choices = compose("evaluate", words)
+    assert run_of(cfg, choices, words).fingerprint
+    for part in set(GROUPS) - {"backbone", "profile"}:
+        content = plain(cfg, part)[part]
+        content.pop("budget", None) if part == "dataset" else None
+        build(content, part)
+    for group, choice in together:
+        assert choices[group] == choice
 
 
 def test_the_groups_that_are_tested_are_all_there_are():

@@ -1,5 +1,7 @@
 """Whether a run is finished and a record counts: one rule each, whoever asks."""
 
+import shutil
+
 import fake_records as fake
 import numpy as np
 import pytest
@@ -100,3 +102,39 @@ def test_what_was_never_made_is_missing(run, tmp_path):
 def test_of_two_folders_of_one_run_the_finished_one_counts(run, tmp_path):
     (tmp_path / "runs" / f"a-{run.fingerprint}").mkdir()
     assert OutputFolder(tmp_path).digests({"run": run.fingerprint}) == {"run": digest(run)}
+
+
+def test_a_packed_evaluation_reads_as_one_in_a_folder(run, evaluation, tmp_path):
+    folder, digests = evaluation.at(tmp_path), {"run": digest(run)}
+    record, outcome = folder.record(digests), folder.arrays("outcome.npz")
+    pack = run.at(tmp_path).pack
+    pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": {"x": np.zeros(3)}})})
+    pack.add({"other-0123abcd": (record, {"outcome.npz": {"index": np.arange(2)}})})
+    shutil.rmtree(folder.path)
+    again = evaluation.at(tmp_path)
+    assert again.name == folder.name
+    assert again.record(digests) == record
+    assert again.finished(digests) is not None
+    assert again.file.name == "evaluations.jsonl"
+    np.testing.assert_array_equal(again.arrays("outcome.npz")["index"], outcome["index"])
+    assert again.arrays("features.npz") is None
+    assert [one.name for one in run.at(tmp_path).evaluations()] == sorted([folder.name, "other-0123abcd"])
+    with pytest.raises(LabError, match="speaks of other weights"):
+        again.record({"run": "others"})
+    lines = (run.folder(tmp_path) / "evaluations.jsonl").read_bytes()
+    run.at(tmp_path).pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": {"x": np.zeros(3)}})})
+    assert (run.folder(tmp_path) / "evaluations.jsonl").read_bytes() == lines, "what is packed again is the same"
+
+
+def test_a_folder_of_its_own_counts_before_what_is_packed(run, evaluation, tmp_path):
+    folder, digests = evaluation.at(tmp_path), {"run": digest(run)}
+    run.at(tmp_path).pack.add({folder.name: ({**folder.record(digests), "n": 7}, {})})
+    assert evaluation.at(tmp_path).record(digests)["n"] == 10
+
+
+@pytest.mark.parametrize("content", ["{", '{"name": "a"}', '{"name": "a", "record": 3}', '{"name": "a", "record": {"schema": 99}}'])
+def test_a_damaged_pack_is_named_with_its_line(run, tmp_path, content):
+    path = run.folder(tmp_path) / "evaluations.jsonl"
+    path.write_text('{"name": "fine", "record": {"schema": 1}}\n' + content + "\n")
+    with pytest.raises(LabError, match=r"evaluations\.jsonl:2 is damaged"):
+        _ = run.at(tmp_path).evaluations()

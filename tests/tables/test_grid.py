@@ -13,7 +13,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.settings import pieces
 from robustbench_lab.settings.conf import CONF, choice_file, choices, compose, tables_folder
 from robustbench_lab.settings.identity import evaluation_of, run_at_words
-from robustbench_lab.settings.overrides import readable
+from robustbench_lab.settings.overrides import parsed, readable
 from robustbench_lab.settings.pieces import piece
 from robustbench_lab.settings.values import Unresolved
 from robustbench_lab.settings.yaml_files import read_yaml
@@ -21,7 +21,7 @@ from robustbench_lab.tables import expansion
 from robustbench_lab.tables.cells import cells_of
 from robustbench_lab.tables.claims import sides_of
 from robustbench_lab.tables.expansion import GROUPS, Expansion
-from robustbench_lab.tables.profiles import PROFILES, Rules
+from robustbench_lab.tables.profiles import Rules
 from robustbench_lab.tables.reading import chosen_tables, read_table, reshaped, table_names
 from robustbench_lab.tables.verdicts import claims_of
 
@@ -53,13 +53,21 @@ def test_an_evaluation_is_the_one_that_hydra_composes(words):
     assert (found.fingerprint, found.name, found.source_words) == (wanted.fingerprint, wanted.name, wanted.source_words)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_tables_evaluations_are_those_that_hydra_composes(profile):
-    """The first and last cell of each table, expanded together with all others."""
-    tables = [[words for _, _, words in table.words()] for table in chosen_tables([], profile)]
-    found = Expansion()
-    for words in sorted({tuple(table[i]) for table in tables for i in (0, -1)}):
+def test_the_tables_evaluations_are_those_that_hydra_composes(words_of_cells):
+    """The fewest cells in which each choice and each key of all tables' words occurs, in any profile; expanded together with all others."""
+    cells = {words: set(map(telling, words)) for every in words_of_cells.values() for words in every}
+    found, left = Expansion(), set().union(*cells.values())
+    assert len(left) > 100
+    while left:
+        words = max(cells, key=lambda words: len(left & cells[words]))
         assert found.evaluation(words) == evaluation_of(*compose("evaluate", words), words)
+        left -= cells[words]
+
+
+def telling(word: str) -> str:
+    """The whole word where it makes a choice, else its key."""
+    override = parsed(word)
+    return word if override.package or "." not in override.key_or_group else override.key_or_group
 
 
 def test_files_are_read_as_omegaconf_reads_them(tmp_path):
@@ -249,7 +257,7 @@ def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
 @pytest.mark.parametrize(
     ("figure", "labels", "message"),
     [
-        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, pictures, planes, features, got 'pie'"),
+        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, got 'pie'"),
         ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
@@ -274,6 +282,7 @@ def test_curves_are_of_accuracies(written):
 
 
 def test_every_rule_names_what_exists():
+    cells = []
     for path in sorted((CONF / "grid").glob("*.yaml")):
         rules = Rules.read(path.stem)
         for group, patterns in rules.choices.items():
@@ -283,14 +292,16 @@ def test_every_rule_names_what_exists():
             key, _, choice = pattern.partition("=")
             group, _, package = key.removeprefix("+").partition("@")
             if not (CONF / group).is_dir():  # a key of the verb's own
-                compose("evaluate", [pattern, *words])
+                cells.append([pattern, *words])
                 continue
             fitting = sorted((CONF / group).glob(f"{choice}.yaml"))
             if package:  # a part of a list of attacks
                 fitting = [file for file in fitting if file.stem.startswith(package.rpartition(".")[2])]
             assert fitting, f"{path}: nothing fits {pattern}"
-            for file in fitting:
-                compose("evaluate", [*(["attack=worst_of"] if package else []), f"{key}={file.stem}", *words])
+            cells.extend([*(["attack=worst_of"] if package else []), f"{key}={file.stem}", *words] for file in fitting)
+    found = Expansion(cells)
+    for words in cells:
+        found.evaluation(words)
 
 
 # What a table's YAML may say
@@ -470,7 +481,7 @@ def test_the_words_of_every_cell_ask_for_what_it_shows(written):
     columns = [{"label": "FGSM", "metric": "metrics.loss_sensitivity"}, {"label": "mean", "metric": "robust_accuracy_mean"}]
     plain = {"rows": rows, "columns": columns, "published": {"kind": "none"}}
     table = read_table(written(**plain, exceptions=exceptions))
-    assert [table.metric_of(column) for column in table.columns] == ["metrics.loss_sensitivity", "robust_accuracy_mean"]
+    assert [metric.name for metric in table.metrics] == ["metrics.loss_sensitivity", "robust_accuracy_mean"]
     assert [table.form_of(column) for column in table.columns] == [".4g", ".2f"]
     with pytest.raises(LabError, match="expected the words of b / FGSM to have"):
         read_table(written(**plain))

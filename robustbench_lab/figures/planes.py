@@ -1,16 +1,17 @@
-"""Papers' pictures: strips of attacked images, and the planes of a two-class problem that a model divides."""
+"""Planes: a two-class problem on [0, 1]^2 as models divide it, with the points that they were trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.figures.of_tables import TableFigure, arrays_of, footer_of
 from robustbench_lab.figures.paper import (
-    CLEAN,
     INK,
     MARGIN,
     MUTED,
@@ -22,99 +23,43 @@ from robustbench_lab.figures.paper import (
     fitting,
     height_of,
     sheet,
-    width_of,
     write,
     write_footer,
 )
+from robustbench_lab.storage.records import PLANE_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-CAPTION = 6.0  # points, and less where a word would not fit
+    from robustbench_lab.tables.cells import Cell
+    from robustbench_lab.tables.grid import Table
+
 LABEL = 0.9  # inches: the length of a row's label that stands upright
-LARGEST = 0.62  # inches: a picture of 28 pixels needs no more
 CLASSES = ("#0b3d91", "#9e0b1f")  # darker than every shade beneath them; blue and red, which the colour-blind can tell apart
+MOST_ADDED = 600  # added points that one plane shows
 
 
 @dataclass(frozen=True)
-class Row:
-    """Pictures side by side: images uint8 [N, C, H, W], C 1 or 3; a caption for each; `marked` frames them in green."""
+class Planes(TableFigure):
+    """A column is a problem in the plane, and a row a model of each."""
 
-    label: str
-    images: np.ndarray
-    captions: Sequence[str]
-    marked: bool = False
+    files: ClassVar[Sequence[str]] = (PLANE_FILE,)
 
-
-@dataclass(frozen=True)
-class Group:
-    """Rows under a heading, which may be empty."""
-
-    heading: str
-    rows: Sequence[Row]
+    def draw(self, table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
+        needed = {"probability", "points", "labels", "extra", "extra_labels"}
+        found = arrays_of(cells, PLANE_FILE, needed, output_root)
+        shown = [row.label for row in table.rows if all(f"{row.label} / {column.label}" in found for column in table.columns)]
+        if not shown:
+            return None
+        problems = [(column.label, [_plane(found[f"{label} / {column.label}"]) for label in shown]) for column in table.columns]
+        return planes_figure(problems, shown, MOST_ADDED, footer_of(table))
 
 
-def strips_figure(groups: Sequence[Group], footer: str) -> Figure:
-    """Rows of pictures, the same number in each, with their pixels as squares. Raises LabError for rows that do not fit each other."""
-    rows = [row for group in groups for row in group.rows]
-    _check_rows(rows)
-    count = len(rows[0].images)
-    labels = min(max(width_of(row.label, TEXT) for row in rows), 1.3)
-    left = MARGIN + labels + 0.1
-    step = min((WIDTH - MARGIN - left) / count, LARGEST + 0.06)
-    side = 0.92 * step
-    small = min(fitting(caption, CAPTION, step) for row in rows for caption in row.captions)
-    beneath = {id(row): max(height_of(caption, small, step) for caption in row.captions) + 0.04 for row in rows}
-    headings = [height_of(group.heading, TEXT, weight="bold") + 0.05 for group in groups]
-    height = 2 * MARGIN + height_of(footer, SMALL) + 0.04
-    height += sum(headings) + sum(side + beneath[id(row)] for row in rows)
-
-    figure = sheet(height)
-    axes = axes_at(figure, 0, 0, WIDTH, height)
-    axes.set_axis_off()
-    y = MARGIN
-    for group, heading in zip(groups, headings, strict=True):
-        write(figure, MARGIN, y, broken(group.heading, TEXT, WIDTH - 2 * MARGIN, "bold"), weight="bold")
-        y += heading
-        for row in group.rows:
-            label = broken(row.label, TEXT, labels)
-            write(figure, left - 0.1, y + side / 2, label, ha="right", va="center")
-            for i, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
-                _picture(axes, image, left + i * step + (step - side) / 2, y, side, row.marked)
-                middle = left + (i + 0.5) * step
-                write(figure, middle, y + side + 0.025, broken(caption, small, step), small, ha="center", color=MUTED)
-            y += side + beneath[id(row)]
-    axes.set_xlim(0, WIDTH)  # after the pictures, each of which sets its own
-    axes.set_ylim(height, 0)
-    write_footer(figure, footer)
-    return figure
-
-
-def _check_rows(rows: Sequence[Row]) -> None:
-    if not rows or not len(rows[0].images):
-        raise LabError("strips: expected one row of one picture or more, got none")
-    for row in rows:
-        images = row.images
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise LabError(f"strips: {row.label!r}: expected images uint8 [N, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
-        if not len(images) == len(row.captions) == len(rows[0].images):
-            raise LabError(
-                f"strips: {row.label!r}: expected {len(rows[0].images)} images and captions as in the first row, "
-                f"got {len(images)} and {len(row.captions)}"
-            )
-
-
-def _picture(axes: Axes, image: np.ndarray, x: float, y: float, side: float, marked: bool) -> None:
-    """image: uint8 [C, H, W]."""
-    from matplotlib.patches import Rectangle
-
-    shown = np.repeat(image, 3, axis=0) if len(image) == 1 else image
-    # "none" is nearest, but the SVG keeps the pixels themselves.
-    axes.imshow(shown.transpose(1, 2, 0), extent=(x, x + side, y + side, y), interpolation="none", aspect="auto", zorder=1)
-    colour, width = (CLEAN, 2.0) if marked else (MUTED, 0.4)
-    axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=width, zorder=2, joinstyle="miter"))
+def _plane(arrays: dict[str, np.ndarray]) -> Plane:
+    added = Points(arrays["extra"], arrays["extra_labels"]) if len(arrays["extra"]) else None
+    return Plane(arrays["probability"], Points(arrays["points"], arrays["labels"]), added)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""The kinds of figures that a table may be drawn as: a file of conf/figure/ each, which names the class that draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from hydra.utils import get_object
+
+from robustbench_lab.errors import LabError
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import CONF, choices
+
+
+class Kind(Protocol):
+    """A table's `figure:` node as an object, one class in one file of figures/."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files of an evaluation, such as examples.npz, that it is drawn from beside the record."""
+
+    @property
+    def thinned(self) -> bool:
+        """Whether a short profile may leave out columns between the first and the last."""
+
+    def check(self, table: Any, path: Path) -> None:
+        """Raises LabError, with file and line, for a table that it cannot draw."""
+
+    def draw(self, table: Any, cells: Sequence[Any], output_root: Path) -> Any:
+        """The figure, matplotlib's; None where nothing that it shows is measured. Raises LabError for a damaged file."""
+
+
+def figure_kinds() -> list[str]:
+    return list(choices("figure"))
+
+
+def kind_of(figure: Mapping[str, Any]) -> Kind:
+    """What draws a table, by its `figure:` node. Raises LabError, the key first, for an unknown kind or keys that do not fit it."""
+    kind = figure.get("kind")
+    if kind not in figure_kinds():
+        raise LabError(f"figure.kind: expected one of {', '.join(figure_kinds())}, got {kind!r}")
+    usual = yaml.safe_load((CONF / "figure" / f"{kind}.yaml").read_text(encoding="utf-8"))
+    target, given = usual.pop("_target_"), {key: value for key, value in figure.items() if key != "kind"}
+    every = set(signature(get_object(target)).parameters)
+    if not every - usual.keys() <= given.keys() <= every:
+        needed = f"for {kind} {', '.join(['kind', *sorted(every - usual.keys())])}"
+        meant = needed + "".join(f", perhaps {key}" for key in sorted(every & usual.keys()))
+        raise LabError(f"figure: expected {meant}, got {sorted(figure)!r}")
+    return build({"_target_": target, **usual, **given}, "figure")
