@@ -44,9 +44,14 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     write_bytes(base.with_name(base.name + ".tex"), latex(table, cells).encode())
     pictures = _write_figure(table, cells, output_root)
     write_bytes(path, markdown(table, cells, claims_of(table, cells), output_root, pictures=bool(pictures)).encode())
-    print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
+    tell(table, cells)
     log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path
+
+
+def tell(table: Table, cells: list[Cell]) -> None:
+    """Print the table's grid."""
+    print(f"{table.title}\n({PROFILES[table.profile]})\n\n{grid(table, cells)}\n")
 
 
 def _write_figure(table: Table, cells: Sequence[Cell], output_root: Path) -> list[str]:
