@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import logging
 import sys
 import threading
@@ -18,15 +19,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs.tables import write
 from robustbench_lab.multirun import lost
-from robustbench_lab.settings.conf import check_flags, compose, reference_results
+from robustbench_lab.settings.conf import CONF, PACKAGE, check_flags, compose, reference_results, tables_folder
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
+from robustbench_lab.storage.made import Made, content_of
 from robustbench_lab.storage.records import ERROR_FILE
-from robustbench_lab.tables.cells import filled
+from robustbench_lab.tables.cells import Cell, filled
+from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.planning import Job, duration, plan_of
 from robustbench_lab.tables.reading import chosen_tables
+from robustbench_lab.tables.view import view_of
 
 log = logging.getLogger("robustbench_lab")
 
@@ -48,6 +51,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     check_flags(cfg)
     output_root = Path(cfg.output_root).absolute()
     tables = chosen_tables(cfg.tables, cfg.table_profile)
+    made = None if cfg.plan else _made(output_root)
     if not isinstance(cfg.plan, bool) and cfg.plan != "full":
         raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
     cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
@@ -55,7 +59,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     about = "what several need is in the line of each and once in the sums; times are those of one job after the other"
     lines = plan.lines(cells_of, full=cfg.plan == "full")
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
-    if cfg.plan:
+    if made is None:
         return
     launches = Launches(cfg, context, task_function, plan.jobs)
     trainings = plan.missing("train")
@@ -67,12 +71,40 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     launches.run([job for job in evaluations if job.needs <= trained])
     if waiting := [job for job in evaluations if not job.needs <= trained]:
         log.warning("%d evaluations wait for runs that could not be trained", len(waiting))
-    for table, cells in filled(tables, output_root):
-        write(table, cells, output_root)
-    if cfg.report:
+    if launches.started:
+        made = _made(output_root)
+        cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
+    _write_pages([(table, cells_of[table.name]) for table in tables], made, report=cfg.report)
+
+
+def _made(output_root: Path) -> Made:
+    """To be asked before the records are read: one that comes later is then news to the next command."""
+    shown = [reference] if (reference := reference_results()) is not None else []  # beside the user's own, in the report
+    return Made(output_root, content_of(output_root, [PACKAGE, CONF, tables_folder(), *shown]))
+
+
+def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, report: bool) -> None:
+    """The tables, and the report, unless they are there and nothing that they are made from has changed; each table is told."""
+    from robustbench_lab.jobs.tables import table_file, tell, write
+
+    output_root = made.output_root
+    for table, cells in tables:
+        base = table_file(table, output_root)
+        name = str(base.relative_to(output_root))
+        if made.unchanged(name):
+            tell(view_of(table, cells, output_root))
+            log.info("unchanged: %s.md", base)
+        else:
+            write(table, cells, output_root)
+            made.note(name, base.parent.glob(f"{glob.escape(base.name)}.*"))
+    if report and made.unchanged("report"):
+        log.info("unchanged: %s", output_root / "report" / "index.html")
+    elif report:
         from robustbench_lab.report.page import write_report
 
         write_report(output_root, reference=reference_results() if cfg.reference else None)
+        made.note("report", (path for path in (output_root / "report").rglob("*") if path.is_file()))
+    made.store()
 
 
 class Launches:

@@ -18,7 +18,7 @@ from robustbench_lab.tables.cells import Cell, filled
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.pages import grid, latex, markdown
 from robustbench_lab.tables.reading import chosen_tables
-from robustbench_lab.tables.view import view_of
+from robustbench_lab.tables.view import View, view_of
 
 log = logging.getLogger("robustbench_lab")
 
@@ -43,9 +43,14 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     write_bytes(base.with_name(base.name + ".tex"), latex(view).encode())
     pictures = _write_figure(table, cells, output_root)
     write_bytes(path, markdown(view, pictures=bool(pictures)).encode())
-    print(f"{table.title}\n({view.about_profile})\n\n{grid(view)}\n")
+    tell(view)
     log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path
+
+
+def tell(view: View) -> None:
+    """Print the table's grid."""
+    print(f"{view.title}\n({view.about_profile})\n\n{grid(view)}\n")
 
 
 def _write_figure(table: Table, cells: Sequence[Cell], output_root: Path) -> list[str]:

@@ -510,6 +510,39 @@ def test_a_plan_is_printed_and_nothing_done(lab, outputs, small_table):
         assert not (outputs / "tables").exists()
 
 
+def test_pages_whose_records_settings_and_files_are_the_same_are_not_made_again(lab, outputs, small_table):
+    assert lab("reproduce", "device=cpu").status == 0
+    page, report = outputs / "tables" / "paper" / "small.md", outputs / "report" / "index.html"
+    (record,) = outputs.glob("runs/*/evaluate/*/record.json")
+    content = page.read_text()
+
+    def made_again(*words: str) -> tuple[bool, bool]:
+        before = [path.stat().st_mtime_ns for path in (page, report)]
+        ended = lab("reproduce", "device=cpu", *words)
+        assert ended.status == 0, ended.err
+        assert "| plain " in ended.out, "the table is told in any case"
+        first, second = (path.stat().st_mtime_ns != time for path, time in zip((page, report), before, strict=True))
+        return first, second
+
+    assert made_again() == (False, False)
+    page.write_text("scribbled")
+    assert made_again() == (True, False)
+    assert page.read_text() == content
+    page.with_suffix(".csv").unlink()
+    assert made_again() == (True, False)
+    (outputs / "report" / "index.html").write_text("scribbled")
+    assert made_again("report=false") == (False, False)
+    assert made_again() == (False, True)
+    record.write_text(record.read_text().replace('"seconds"', '"seconds" '))
+    assert made_again() == (True, True)
+    assert made_again() == (False, False)
+    small_table.write_text(small_table.read_text().replace("title: Small", "title: Large"))
+    assert made_again() == (True, True)
+    assert "Large" in page.read_text()
+    (outputs / ".made.json").write_text("{")
+    assert made_again() == (True, True)
+
+
 @pytest.mark.parametrize("words", [["tables"], ["reproduce", "--dry-run"], ["tables", "--help"], ["--help"]], ids=" ".join)
 def test_a_reader_that_leaves_stops_nothing(start, outputs, small_table, words):
     process = start(*words)
