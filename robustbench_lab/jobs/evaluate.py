@@ -25,7 +25,7 @@ from robustbench_lab.evaluation.keepers.plane import SHAPE, plane_of
 from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.evaluation.outcome import Examples, Outcome
 from robustbench_lab.evaluation.record import record_of
-from robustbench_lab.evaluation.views import attacker_view, check_view
+from robustbench_lab.evaluation.views import Queries, attacker_view, check_view
 from robustbench_lab.evaluation.warnings import compared, signs, warnings_of
 from robustbench_lab.knobs import require
 from robustbench_lab.metrics.measures import Measure
@@ -166,7 +166,8 @@ def _attacked(
     write_arrays(folder / EXAMPLES_FILE, **_arrays(outcome.examples))
     if outcome.features is not None:
         write_arrays(folder / FEATURES_FILE, **_arrays(outcome.features))
-    averaged = how["eot_samples"] if is_random(view) else 1  # random output that answers queries is not averaged
+    draws = is_random(view) and not isinstance(view, Queries)  # random output that answers queries is not averaged
+    averaged = how["eot_samples"] if draws else 1
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in attack.stages())
     return record_of(evaluation, outcome, names, digests, classes, defended.stochastic, samples, device_name(device))
 
