@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -24,13 +24,73 @@ def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
     return logits.argmax(dim=1) != (y if y.dim() == 1 else y.argmax(dim=1))
 
 
+class Attacked(Protocol):
+    """What an attack may ask of a model beside its logits. There are no defaults: a wrapper that forgets one fails at once.
+
+    decides: whether an image that this model misclassifies is broken, so that an attack may leave it alone; only an evaluation says so. Not
+    so in training, when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
+    stochastic: whether two passes over one image may differ.
+    samples: how many passes its answer is the mean of; draw: one of them.
+    own_loss: the loss per image that it was trained with.
+    """
+
+    decides: bool
+    stochastic: bool
+    samples: int
+    own_loss: Loss
+
+    def draw(self, x: Tensor) -> Tensor: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Plain(nn.Module):
+    """A module of which nothing is known but its logits, said to be deterministic, trained by cross-entropy, and to decide nothing."""
+
+    decides = False
+    stochastic = False
+    samples = 1
+
+    def __init__(self, module: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.own_loss = cross_entropy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+    def draw(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+ASKED = ("decides", "stochastic", "samples", "own_loss", "draw")
+
+
+def attacked(model: nn.Module) -> nn.Module:
+    """The model as attacks want it, `Attacked`: itself, or as `Plain` if neither it nor anything in it has a word to say about it.
+
+    Raises LabError for a wrapper that forgets some of the words, or around a model that has some.
+    """
+    missing = [name for name in ASKED if not hasattr(model, name)]
+    if not missing:
+        return model
+    if not isinstance(model, nn.Module):
+        return Plain(model)  # an attack's own function of the logits
+    if any(hasattr(module, name) for module in model.modules() for name in ASKED):
+        raise LabError(
+            f"model: expected a {type(model).__name__} that says {', '.join(ASKED)} (see attacks.base.Attacked), but it, or a model in it, "
+            f"says some of them, and it does not say {', '.join(missing)}"
+        )
+    return Plain(model)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(Knobs, ABC):
     """How to search for an adversarial example; the budget says where.
 
     `attack(model, x, y, budget, rng)` takes images [B, C, H, W] in [0, 1], their labels (int64 [B]), and streams of random numbers tied to
     the images; it returns x_adv of the same shape, inside the budget, detached. The model is in eval mode with frozen parameters, and is
-    left as it was: gradients go to the image only.
+    left as it was: gradients go to the image only. It is an `Attacked`; a plain module is searched as `Plain` (see `attacked`).
 
     An image's result depends on that image and its numbers alone, not on its batch: an attack may drop images from its loop as soon as
     `decides(model)` and they are misclassified, and must go on with the others as if they had been alone.
@@ -64,7 +124,7 @@ class Attack(Knobs, ABC):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         self.check(budget)
-        return self.search(model, x, y, budget, rng).detach()
+        return self.search(attacked(model), x, y, budget, rng).detach()
 
     @abstractmethod
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
@@ -77,21 +137,21 @@ class Attack(Knobs, ABC):
 
 
 def decides(model: nn.Module) -> bool:
-    """Whether an image that this model misclassifies is broken, so that an attack may leave it alone; only an evaluation says so.
-
-    Not so in training, when the model stands in for another one (transfer), or when its output is random: one lucky draw decides nothing.
-    """
-    return getattr(model, "decides", False)
+    return as_attacked(model).decides
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether two passes over one image may differ."""
-    return getattr(model, "stochastic", False)
+    return as_attacked(model).stochastic
 
 
 def passes_of(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
     """The passes whose mean is the model's answer: one by one, they hold one graph at a time."""
-    return [getattr(model, "draw", model)] * getattr(model, "samples", 1)
+    return [as_attacked(model).draw] * as_attacked(model).samples
+
+
+def as_attacked(model: nn.Module) -> Attacked:
+    """What `attacked` makes of it, by its other name: nn.Module and Attacked are two views of it, and a type has no word for both."""
+    return cast(Attacked, attacked(model))
 
 
 def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
@@ -100,5 +160,4 @@ def rows(index: Tensor, *tensors: Any) -> tuple[Any, ...]:
 
 
 def own_loss(model: nn.Module) -> Loss:
-    """The loss per image that a defended model was trained with; cross-entropy where it does not say."""
-    return getattr(model, "own_loss", cross_entropy)
+    return as_attacked(model).own_loss

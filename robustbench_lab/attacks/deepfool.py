@@ -47,46 +47,76 @@ class DeepFool(Attack):
     labels: Literal["ground_truth", "predicted"]
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
-        result, original, box = x.clone(), x, Budget(budget.norm, math.inf)
-        todo, total = torch.arange(len(x), device=x.device), torch.zeros_like(x)
-        point, logits = _asked(model, x)
-        y = y if self.labels == "ground_truth" else logits.argmax(dim=1)
-        goals = rivals(logits.detach(), y, self.candidates - 1)
-        for _ in range(self.steps):
-            crossed = is_wrong(logits, y)
-            result[todo[crossed]] = point.detach()[crossed]
-            if goals.shape[1] * crossed.sum() > (~crossed).sum():  # cheaper: a pass of the others alone than all backward passes of all
-                todo, x, y, goals, total, point = rows(~crossed, todo, x, y, goals, total, point)
-                if not len(todo):
-                    break
-                point, logits = _asked(model, point)
-                crossed = torch.zeros_like(y, dtype=torch.bool)
-            total = total + _step(point, logits, y, goals, box)
-            if crossed.any():
-                todo, x, y, goals, total = rows(~crossed, todo, x, y, goals, total)
-            point, logits = _asked(model, box.project(x + (1 + self.overshoot) * total, x))
-        result[todo] = point.detach()
-        return budget.project(result, original)
+        away_from = y if self.labels == "ground_truth" else None
+        return budget.project(deepfool(model, x, away_from, budget.norm, self.steps, self.candidates, self.overshoot), x)
 
 
-def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget) -> Tensor:
+def deepfool(
+    model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: int, candidates: int, overshoot: float, create_graph: bool = False
+) -> Tensor:
+    """Where the search of `DeepFool` ends, [B, C, H, W] in the pixel box: at the point where each image was first seen to have another
+    class than y (None: than the model's prediction), or where its last step led.
+
+    x [B, C, H, W] is a constant; the model is taken as it is, in whatever mode. create_graph: keep the graph of all steps, so that the
+    result can be differentiated by the model's parameters, as Deep Defense does (Yan et al. 2018, arXiv:1803.00404, section 3.2): through
+    the logits, their gradients and the points at which they were taken. Which boundary is nearest and when an image leaves are constants
+    there. Memory is then that of one forward pass and one backward pass a step, whatever `candidates`.
+    """
+    x = x.detach()
+    box, result = Budget(norm, math.inf), x.clone()
+    todo, total = torch.arange(len(x), device=x.device), torch.zeros_like(x)
+    point, logits = _asked(model, x, create_graph)
+    y = logits.argmax(dim=1) if y is None else y
+    goals = rivals(logits.detach(), y, candidates - 1)
+    for _ in range(steps):
+        crossed = is_wrong(logits, y)
+        result = result.index_copy(0, todo[crossed], _kept(point, create_graph)[crossed])
+        if goals.shape[1] * crossed.sum() > (~crossed).sum():  # cheaper: a pass of the others alone than all backward passes of all
+            todo, x, y, goals, total, point = rows(~crossed, todo, x, y, goals, total, point)
+            if not len(todo):
+                break
+            point, logits = _asked(model, point, create_graph)
+            crossed = torch.zeros_like(y, dtype=torch.bool)
+        total = total + _step(point, logits, y, goals, box, create_graph)
+        if crossed.any():
+            todo, x, y, goals, total = rows(~crossed, todo, x, y, goals, total)
+        point, logits = _asked(model, box.project(x + (1 + overshoot) * total, x), create_graph)
+    return result.index_copy(0, todo, _kept(point, create_graph))
+
+
+def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget, create_graph: bool) -> Tensor:
     """The shortest step onto the nearest linearised boundary, and NUDGE further; [B, C, H, W].
 
-    One backward pass for each goal [B, M]: that of its logit less the label's.
+    One backward pass for each goal [B, M]: that of its logit less the label's; with a graph, one more for the nearest alone.
     """
     ahead = logits.gather(1, goals) - logits.gather(1, y[:, None])
-    nearest, best = ahead.new_full((len(y),), math.inf), torch.zeros_like(point)
+    nearest, best, chosen = ahead.new_full((len(y),), math.inf), torch.zeros_like(point), torch.zeros_like(y)
     for j, difference in enumerate(ahead.unbind(dim=1)):
-        gradient = torch.autograd.grad(difference.sum(), point, retain_graph=j + 1 < goals.shape[1])[0]
-        slope = gradient.flatten(1).norm(p=2 if box.norm == "l2" else 1, dim=1)  # the dual norm
-        distance = difference.detach().abs() / slope.clamp(min=1e-12)
+        gradient = torch.autograd.grad(difference.sum(), point, retain_graph=create_graph or j + 1 < goals.shape[1])[0]
+        distance = _distance(difference.detach(), gradient, box)
         nearer = ~(distance >= nearest)  # a distance that is NaN counts as nearer: the caller must see it
         nearest = torch.where(nearer, distance, nearest)
         best = torch.where(per_image(nearer, point), gradient, best)
+        chosen = torch.where(nearer, j, chosen)
+    if create_graph:
+        difference = ahead.gather(1, chosen[:, None])[:, 0]
+        best = torch.autograd.grad(difference.sum(), point, create_graph=True)[0]
+        nearest = _distance(difference, best, box)
     return box.steepest(best) * per_image(nearest + NUDGE, point)
 
 
-def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x as a leaf of the graph, and the logits there: the pass that shows what has crossed is the one that is differentiated."""
-    x = x.detach().requires_grad_()
+def _distance(difference: Tensor, gradient: Tensor, box: Budget) -> Tensor:
+    """How far off the linearised boundary is, [B]: the difference of logits over its slope in the dual norm."""
+    slope = gradient.flatten(1).norm(p=2 if box.norm == "l2" else 1, dim=1)
+    return difference.abs() / slope.clamp(min=1e-12)
+
+
+def _asked(model: nn.Module, x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    """x, as a leaf of the graph unless it is to be kept, and the logits there: the pass that shows what has crossed is the one that is
+    differentiated."""
+    x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
     return x, model(x)
+
+
+def _kept(point: Tensor, create_graph: bool) -> Tensor:
+    return point if create_graph else point.detach()

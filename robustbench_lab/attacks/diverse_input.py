@@ -16,6 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.attacks.base import own_loss
 from robustbench_lab.attacks.mim import MIM
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Share, above, require
@@ -47,12 +48,20 @@ class DiverseInput(MIM):
 
 
 class _Diverse(nn.Module):
-    """The model behind a random resize and padding; each pass over it draws anew."""
+    """The model behind a random resize and padding; each pass over it draws anew. What it says of an image is no verdict on it."""
+
+    decides = False
+    stochastic = True
+    samples = 1
 
     def __init__(self, model: nn.Module, rng: ImageRandom, attack: DiverseInput) -> None:
         super().__init__()
         self.model, self.rng, self.attack = model, rng, attack
+        self.own_loss = own_loss(model)
         self.passes = 0
+
+    def draw(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         rng, self.passes = self.rng.fold("pass", self.passes), self.passes + 1

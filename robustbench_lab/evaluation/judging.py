@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.base import Attack, is_random
+from robustbench_lab.attacks.base import Attack, attacked, is_random
 from robustbench_lab.attacks.gradients import margin
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.crafted import Crafted
@@ -94,7 +94,7 @@ class Search:
     @property
     def base(self) -> nn.Module:
         """The model behind the view."""
-        return self.view.model if isinstance(self.view, Queries) else self.view
+        return attacked(self.view.model if isinstance(self.view, Queries) else self.view)
 
     def __call__(self, task: Task, judge: Judge) -> Found:
         decides = self.base is judge.defended and not judge.defended.stochastic

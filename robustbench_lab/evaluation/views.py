@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustbench_lab.attacks.base import Attack, own_loss
+from robustbench_lab.attacks.base import Attack, as_attacked, attacked, is_random, own_loss
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.threats import ThreatModel
@@ -33,11 +33,18 @@ class _NoGradient(torch.autograd.Function):
 class Queries(nn.Module):
     """A model that answers with logits or labels (as one-hot logits), and whose gradient is an error."""
 
+    decides = False
+    samples = 1
+
     def __init__(self, model: nn.Module, answers: str) -> None:
         super().__init__()
-        self.model = model
+        self.model = model = attacked(model)
         self.answers = answers
         self.own_loss = own_loss(model)
+        self.stochastic = is_random(model)
+
+    def draw(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -55,11 +62,14 @@ class Averaged(nn.Module):
     one that differentiates the mean itself, each pass is repeated, with the same draws, when its gradient is asked for.
     """
 
+    decides = False
+
     def __init__(self, model: nn.Module, samples: int) -> None:
         super().__init__()
-        self.model = model
+        self.model = model = attacked(model)
         self.samples = samples
         self.own_loss = own_loss(model)
+        self.stochastic = is_random(model)
 
     def forward(self, x: Tensor) -> Tensor:
         differentiated = torch.is_grad_enabled() and x.requires_grad
@@ -74,16 +84,16 @@ class Averaged(nn.Module):
 class Counted(nn.Module):
     """What an attack is given: a model that counts the images that go through it, and whose answers are numbers.
 
-    decides, stochastic: what gradients.decides and gradients.is_random say to an attack.
+    decides: whether what it misclassifies is broken; stochastic: whether the model that is judged is random, whatever is averaged here.
     """
 
     def __init__(self, model: nn.Module, decides: bool = True, stochastic: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model = model = attacked(model)
         self.own_loss = own_loss(model)
         self.decides = decides
         self.stochastic = stochastic
-        self.samples = getattr(model, "samples", 1)  # passes behind one answer
+        self.samples = as_attacked(model).samples  # passes behind one answer
         self.forward_images = 0
         self.backward_images = 0
 
@@ -92,7 +102,7 @@ class Counted(nn.Module):
 
     def draw(self, x: Tensor) -> Tensor:
         """One of the passes behind an answer."""
-        return self._counted(getattr(self.model, "draw", self.model)(x), x, 1)
+        return self._counted(as_attacked(self.model).draw(x), x, 1)
 
     def _counted(self, logits: Tensor, x: Tensor, passes: int) -> Tensor:
         self.forward_images += passes * len(x)

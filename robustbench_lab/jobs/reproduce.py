@@ -74,7 +74,8 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     if launches.started:
         made = _made(output_root)
         cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
-    _write_pages([(table, cells_of[table.name]) for table in tables], made, report=cfg.report)
+    reference = reference_results() if cfg.reference else None
+    _write_pages([(table, cells_of[table.name]) for table in tables], made, reference, report=cfg.report)
 
 
 def _made(output_root: Path) -> Made:
@@ -83,8 +84,11 @@ def _made(output_root: Path) -> Made:
     return Made(output_root, content_of(output_root, [PACKAGE, CONF, tables_folder(), *shown]))
 
 
-def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, report: bool) -> None:
-    """The tables, and the report, unless they are there and nothing that they are made from has changed; each table is told."""
+def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, reference: Path | None, report: bool) -> None:
+    """The tables, and the report, unless they are there and nothing that they are made from has changed; each table is told.
+
+    reference: the project's own results, which the report shows beside the user's.
+    """
     from robustbench_lab.jobs.tables import table_file, tell, write
 
     output_root = made.output_root
@@ -102,7 +106,7 @@ def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, report:
     elif report:
         from robustbench_lab.report.page import write_report
 
-        write_report(output_root, reference=reference_results() if cfg.reference else None)
+        write_report(output_root, reference=reference)
         made.note("report", (path for path in (output_root / "report").rglob("*") if path.is_file()))
     made.store()
 

@@ -49,7 +49,11 @@ class Defended(nn.Module):
     passes: how many forward passes a prediction averages (log of the mean of the probabilities), for stochastic defenses.
     stochastic: whether two passes over one image may differ; they may if a front is random.
     own_loss: the loss per image that the defense was trained with, as a function of (logits, y): what an attack with loss=own raises.
+    decides, samples, draw: what else attacks ask of a model (attacks.base.Attacked); only an evaluation lets one decide.
     """
+
+    decides = False
+    samples = 1
 
     def __init__(
         self,
@@ -83,6 +87,9 @@ class Defended(nn.Module):
             shown = self.fronts(x)
             passes = (self.network(shown) for _ in range(self.passes))
         return torch.stack([F.log_softmax(logits, dim=1) for logits in passes]).logsumexp(dim=0)  # up to the constant log(passes)
+
+    def draw(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def each_front(self) -> list[Front]:
         return list(self.fronts)  # type: ignore[arg-type]

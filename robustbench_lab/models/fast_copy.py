@@ -57,7 +57,12 @@ class FastCopy(nn.Module):
 
     It computes the eval-mode function of the network with frozen parameters, up to rounding; the verdict never falls on it. `refresh`
     copies the weights anew, which costs far less than one forward pass.
+    decides, stochastic, samples, draw, own_loss: what attacks ask of a model (attacks.base.Attacked).
     """
+
+    decides = False
+    stochastic = False
+    samples = 1
 
     def __init__(self, graph: nn.Module, pairs: list[tuple[str, str]], own_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -107,6 +112,9 @@ class FastCopy(nn.Module):
             target.pop(f"{conv}.bias").copy_(shift if bias is None else shift + bias * scale)
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+    def draw(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is torch.bfloat16):

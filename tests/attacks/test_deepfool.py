@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.attacks.deepfool import deepfool
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.views import Counted
@@ -243,3 +244,41 @@ def test_art(digits_model: Defended, images: tuple[Tensor, Tensor], built: Calla
     length, theirs_length = budget.distance(x_adv, x)[crossed], budget.distance(theirs, x)[crossed]
     assert length.mean() <= theirs_length.mean()
     assert (length <= 1.15 * theirs_length).all()
+
+
+def smooth_net() -> nn.Sequential:
+    """Logits of 3 classes whose boundaries bend, so that a search takes several steps."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(4)
+    return net
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_what_is_found_can_be_differentiated_by_the_weights(norm: str) -> None:
+    """Through all steps; against central differences. Some images leave after one step, others after several."""
+    net, x = smooth_net(), 0.2 + 0.6 * torch.rand(40, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+
+    def lengths(create_graph: bool) -> Tensor:
+        found = deepfool(net, x, y, norm, steps=3, candidates=3, overshoot=0, create_graph=create_graph)
+        return (found - x).flatten(1).norm(dim=1)
+
+    one, three = (deepfool(net, x, y, norm, steps=steps, candidates=3, overshoot=0) for steps in (1, 3))
+    assert 0 < int((one != three).flatten(1).any(dim=1).sum()) < 40, "some images take a second step, some do not"
+    assert not lengths(False).requires_grad
+    assert torch.equal(lengths(False), lengths(True).detach())
+    gradients = torch.autograd.grad(lengths(True).sum(), list(net.parameters()))
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        for place in range(0, parameter.numel(), 7):
+            flat, before = parameter.data.view(-1), float(parameter.data.view(-1)[place])
+            either = []
+            for change in (1e-6, -1e-6):
+                flat[place] = before + change
+                either.append(float(lengths(False).sum()))
+            flat[place] = before
+            expected = (either[0] - either[1]) / 2e-6
+            assert float(gradient.flatten()[place]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert any(bool(gradient.any()) for gradient in gradients)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.attacks.base import Plain
 from robustbench_lab.attacks.gradients import kl_divergence, margin
 from robustbench_lab.attacks.pgd import PGD, _Circles
 from robustbench_lab.datasets.base import ImageSet
@@ -111,7 +112,7 @@ def test_the_loss_that_is_climbed(norm: str, built: Callable[..., Any]) -> None:
             flat = x.flatten(1)
             return torch.stack([flat[:, 0], flat[:, 1], -9 * flat.sum(1)], dim=1)
 
-    model, x, y = Three(), torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+    model, x, y = Plain(Three()), torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
     model.own_loss = lambda logits, y: logits[:, 0]  # type: ignore[assignment]
     for loss, direction in {"margin": [-1.0, 1.0], "own": [1.0, 0.0]}.items():
         x_adv = built("attack", "fgsm", f"attack.loss={loss}")(model, x, y, Budget(norm, 0.01), streams(1))
@@ -357,7 +358,11 @@ def test_a_random_model_has_no_circles(built: Callable[..., Any]) -> None:
     """Its iterate may come back and go elsewhere."""
 
     class Fickle(nn.Module):
-        stochastic, decides, calls = True, False, 0
+        stochastic, decides, samples, calls = True, False, 1, 0
+        own_loss = staticmethod(cross_entropy)
+
+        def draw(self, x: Tensor) -> Tensor:
+            return self(x)
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1

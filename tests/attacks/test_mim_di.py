@@ -139,7 +139,7 @@ def test_art(norm: str, digits_model: Defended, images: tuple[Tensor, Tensor], b
     pytest.importorskip("art", reason="the parity extra is not installed")
     evasion = pytest.importorskip("art.attacks.evasion")
     classification = pytest.importorskip("art.estimators.classification")
-    (x, y), model = images, Soft(digits_model).eval()
+    (x, y), model = images, Soft(digits_model.network).eval()
     x, eps = 0.3 + 0.4 * x, {"linf": 0.04, "l2": 0.29}[norm]
     estimator = classification.PyTorchClassifier(
         model, nn.CrossEntropyLoss(), input_shape=(1, 8, 8), nb_classes=10, clip_values=(0, 1), device_type="cpu"

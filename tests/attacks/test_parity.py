@@ -40,7 +40,7 @@ class Soft(nn.Module):
 
 @pytest.fixture(scope="module")
 def soft(digits_model: Defended) -> nn.Module:
-    return Soft(digits_model).eval()
+    return Soft(digits_model.network).eval()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_art(name: str, norm: str, digits_model: Defended, images: tuple[Tensor,
     evasion = pytest.importorskip("art.attacks.evasion")
     classification = pytest.importorskip("art.estimators.classification")
     pale = norm == "l2"
-    model, (x, y) = Soft(digits_model, pale).eval(), images
+    model, (x, y) = Soft(digits_model.network, pale).eval(), images
     x, eps, step = (0.3 + 0.4 * x, 0.29, 0.1) if pale else (x, EPS[norm], STEP[norm])
     estimator = classification.PyTorchClassifier(
         model, nn.CrossEntropyLoss(), input_shape=(1, 8, 8), nb_classes=10, clip_values=(0, 1), device_type="cpu"

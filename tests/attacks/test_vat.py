@@ -152,7 +152,7 @@ def test_art(
     evasion = pytest.importorskip("art.attacks.evasion")
     classification = pytest.importorskip("art.estimators.classification")
     x, y, _ = next(digits[1].batches(torch.arange(N), N))
-    model = Softer(digits_model)
+    model = Softer(digits_model.network)
     estimator = classification.PyTorchClassifier(
         Probabilities(model), nn.NLLLoss(), input_shape=(1, 8, 8), nb_classes=10, clip_values=(0, 1), device_type="cpu"
     )
