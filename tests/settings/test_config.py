@@ -302,7 +302,7 @@ def test_every_file_opens_with_its_command_or_source(path):
     """Files of conf/hydra are left out: they are Hydra's plumbing (help texts, logging) and hold no setting of ours."""
     opening = path.read_text().removeprefix("# @package _global_\n").splitlines()
     comment = " ".join(line for line in opening[: next(i for i, line in enumerate([*opening, ""]) if not line.startswith("#"))])
-    assert re.search(r"python -m robustbench_lab \w+|make \w+|Source: |conf/\w+|groups that name a run", comment), comment
+    assert re.search(r"python -m robustbench_lab \w+|make \w+|figure: \{kind: |Source: |conf/\w+|groups that name a run", comment), comment
 
 
 @pytest.mark.parametrize("together", TOGETHER, ids=lambda together: " ".join(map("=".join, together)))
@@ -312,14 +312,16 @@ def test_every_choice_composes_and_resolves(together):
     assert run_of(cfg, choices, words).fingerprint
     for part in set(GROUPS) - {"backbone", "profile"}:
         content = plain(cfg, part)[part]
-        content.pop("budget", None) if part == "dataset" else None
+        if part == "dataset":
+            del content["budget"]
+            build(content.pop("normalise"), "dataset.normalise")
         build(content, part)
     for group, choice in together:
         assert choices[group] == choice
 
 
 def test_the_groups_that_are_tested_are_all_there_are():
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "keep", "metric", "table"}
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "figure", "front", "grid", "hydra", "keep", "metric", "normalise", "table"}
 
 
 def test_conf_is_found_from_anywhere(tmp_path):

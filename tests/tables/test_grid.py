@@ -97,6 +97,10 @@ def every_choice() -> tuple[Any, dict[str, Any]]:
 def test_a_piece_is_what_hydra_makes_of_the_choice(group, every_choice):
     content, within = every_choice
     for choice in choices(group):
+        if (group, choice) == ("defense", "preprocessed"):  # whose list of fronts is for Hydra to read
+            with pytest.raises(Unresolved):
+                piece(group, choice)
+            continue
         here = f"@pieces.{group}.{choice}."
         assert piece(group, choice).content == content[group][choice]
         assert list(piece(group, choice).content) == list(content[group][choice]), "the same order"
