@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +38,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """When a player moves: within each step of a pass over the images, after the players before it; or in a pass of its own over all images
+    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`.
+    """
+
+    own_pass: bool = False
+    first_epoch: int = 0
+
+
+@dataclass(frozen=True)
 class Player:
-    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss once a step.
+    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss at each turn.
 
     loss: a scalar; or an iterator over the scalars that it is the sum of, each made after the one before has had its backward pass, so that
     memory is that of one term.
+    in_eval: modules that are in eval mode while it moves, such as BatchNorm layers whose statistics shall not. Fixed fronts always are.
     """
 
     name: str
     parameters: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
     loss: Callable[[Defended, Batch], Tensor | Iterator[Tensor]]
+    turns: Turns = Turns()
+    in_eval: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +101,7 @@ class Defense:
         return cross_entropy(model(self.augmented(batch)), batch.y).mean()
 
     def players(self, model: Defended) -> list[Player]:
-        """Once: who is trained on what; several alternate within a step."""
+        """Once: who is trained on what, and when: several alternate within a step, or pass by pass."""
         return [Player("model", model.parameters(), self.loss)]
 
     def after_step(self, model: Defended) -> None:
