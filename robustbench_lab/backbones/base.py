@@ -15,8 +15,8 @@ Sizes = Annotated[Sequence[Count], NOT_EMPTY, "such as [32, 16]"]  # of layers
 class Backbone(nn.Module):
     """A network in three parts: `head(pool(body(x)))`.
 
-    Images [B, C, H, W] come already normalised; `body` has one child per stage, whose outputs are what attention maps
-    are taken from; `pool` makes one vector [B, F] of the last maps; `head` makes logits [B, K] of it.
+    Images [B, C, H, W] come already normalised; `body` has one child per stage, whose outputs (`stages`) are what attention
+    maps are taken from; `pool` makes one vector [B, F] of the last maps; `head` makes logits [B, K] of it.
     Activations are `nn.ReLU` modules, one per use and never in place, so that a defense can replace them; there is no
     data-dependent control flow, so that `torch.fx` can trace the network.
     """
@@ -31,6 +31,13 @@ class Backbone(nn.Module):
     def feature_size(self) -> int:
         """F, the length of the vector that the head reads."""
         return self.head.in_features
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """The output of each stage of the body, by its name and in order; the last is what is pooled."""
+        outputs = {}
+        for name, stage in self.body.named_children():
+            x = outputs[name] = stage(x)
+        return outputs
 
     def features(self, x: Tensor) -> Tensor:
         """What the head reads: [B, C, H, W] -> [B, F]."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Count, Epoch, Knobs, NotNegative, require
 from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 from robustbench_lab.randomness import ImageRandom
@@ -39,16 +38,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """When a player moves: within each step of a pass over the images, after the players before it; or in a pass of its own over all images
+    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`.
+    """
+
+    own_pass: bool = False
+    first_epoch: int = 0
+
+
+@dataclass(frozen=True)
 class Player:
-    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss once a step.
+    """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss at each turn.
 
     loss: a scalar; or an iterator over the scalars that it is the sum of, each made after the one before has had its backward pass, so that
     memory is that of one term.
+    in_eval: modules that are in eval mode while it moves, such as BatchNorm layers whose statistics shall not. Fixed fronts always are.
     """
 
     name: str
     parameters: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
     loss: Callable[[Defended, Batch], Tensor | Iterator[Tensor]]
+    turns: Turns = Turns()
+    in_eval: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +104,7 @@ class Defense(Knobs):
         return cross_entropy(model(self.augmented(batch)), batch.y).mean()
 
     def players(self, model: Defended) -> list[Player]:
-        """Once: who is trained on what; several alternate within a step."""
+        """Once: who is trained on what, and when: several alternate within a step, or pass by pass."""
         return [Player("model", model.parameters(), self.loss)]
 
     def after_step(self, model: Defended) -> None:
@@ -198,15 +210,6 @@ class MixedDefense(AdversarialDefense):
 
     def players(self, model: Defended) -> list[Player]:
         return [Player("model", model.parameters(), self.terms)]
-
-
-def begin_from(teacher: nn.Module | None, model: Defended) -> None:
-    """Copy the teacher's weights and buffers into the model. Raises LabError, naming what does not fit, for another network."""
-    assert teacher is not None, "a Taught defense is given the run that it names"
-    try:
-        model.load_state_dict(teacher.state_dict())
-    except RuntimeError as error:
-        raise LabError(f"defense.teacher: expected a run of the same network, to begin from its weights; {error}") from error
 
 
 def require_begun(start_epoch: int, epochs: int, key: str, what: str) -> None:

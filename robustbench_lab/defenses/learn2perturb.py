@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Batch, MixedDefense, Player, require_begun
-from robustbench_lab.knobs import Count, Epoch, Positive, require
+from robustbench_lab.defenses.base import Batch, MixedDefense, Player, Turns, require_begun
+from robustbench_lab.knobs import Epoch, Positive, require
 from robustbench_lab.models.defended import Classifier, Defended, replace_modules
 from robustbench_lab.models.noise import NoiseLayer, is_channels_last, noise_layers, normal_like, parameter_groups
+from robustbench_lab.models.shapes import input_shapes
 
 
 class NoisyActivation(NoiseLayer):
@@ -57,19 +58,17 @@ class NoisyActivation(NoiseLayer):
 
 @dataclass(frozen=True, kw_only=True)
 class Learn2Perturb(MixedDefense):
-    """Two turns a step: sigma raises (gamma / tau) * sum sqrt(sigma), then weights and sigma together lower the task's loss.
+    """Two turns a step, once there is noise: sigma raises (gamma / tau) * sum sqrt(sigma), then weights and sigma together lower the loss.
 
-    That loss is CE(x) before `start_epoch`, then clean_weight * CE(x) + adversarial_weight * CE(x_adv). Before `noise_start_epoch` there is
-    no noise, and sigma keeps its first value.
+    That of the task is CE(x) before `start_epoch`, then clean_weight * CE(x) + adversarial_weight * CE(x_adv). Before `noise_start_epoch`
+    there is no noise, and sigma keeps its first value.
     sigma: that value. smallest_sigma: what sigma is cut at after each step. per_image: noise for each image, or one map for the batch.
-    image_size: H and W of the images, which the maps' sizes follow from.
     """
 
     sigma: Positive
     smallest_sigma: Positive
     gamma: Positive
     per_image: bool
-    image_size: Count
     noise_start_epoch: Epoch
 
     def __post_init__(self) -> None:
@@ -83,7 +82,7 @@ class Learn2Perturb(MixedDefense):
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()
         assert isinstance(net, Classifier)
-        shapes, inside = input_shapes(net, self.image_size), inner_activations(net)
+        shapes, inside = input_shapes(net, nn.ReLU), inner_activations(net)
 
         def noisy(relu: nn.Module) -> nn.Module:
             return relu if relu in inside else NoisyActivation(relu, shapes[relu], self.sigma, self.per_image)
@@ -98,10 +97,8 @@ class Learn2Perturb(MixedDefense):
         return sum(1 / n for n in range(1, epoch - self.noise_start_epoch + 2))
 
     def regulariser(self, model: Defended, batch: Batch) -> Tensor:
-        """-(gamma / tau) * sum sqrt(sigma) over all maps (eq. 7); 0, without slope, before the noise begins."""
+        """-(gamma / tau) * sum sqrt(sigma) over all maps (eq. 7); from the epoch in which the noise begins."""
         maps = [scale for layer in noise_layers(model) for scale in layer.scales()]
-        if batch.epoch < self.noise_start_epoch:
-            return 0 * torch.stack([sigma.sum() for sigma in maps]).sum()
         return -self.gamma / self.tau(batch.epoch) * torch.stack([sigma.sqrt().sum() for sigma in maps]).sum()
 
     def terms(self, model: Defended, batch: Batch) -> Iterator[Tensor]:
@@ -111,7 +108,7 @@ class Learn2Perturb(MixedDefense):
 
     def players(self, model: Defended) -> list[Player]:
         return [
-            Player("noise", parameter_groups(model)[1:], self.regulariser),
+            Player("noise", parameter_groups(model)[1:], self.regulariser, Turns(first_epoch=self.noise_start_epoch)),
             Player("model", parameter_groups(model), self.terms),
         ]
 
@@ -126,21 +123,3 @@ def inner_activations(net: nn.Module) -> set[nn.Module]:
     """The ReLUs inside of residual blocks: where a module that is no chain holds several, all but the last."""
     blocks = [module for module in net.modules() if not isinstance(module, nn.Sequential)]
     return {relu for block in blocks for relu in [child for child in block.children() if isinstance(child, nn.ReLU)][:-1]}
-
-
-def input_shapes(net: Classifier, image_size: int) -> dict[nn.Module, torch.Size]:
-    """The shape of one image's features before each ReLU."""
-    shapes: dict[nn.Module, torch.Size] = {}
-
-    def look(relu: nn.Module, inputs: tuple[Tensor]) -> None:
-        shapes[relu] = inputs[0].shape[1:]
-
-    handles = [module.register_forward_pre_hook(look) for module in net.modules() if isinstance(module, nn.ReLU)]
-    channels = net.normalise.mean.shape[1]  # type: ignore[union-attr,index]
-    was_training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, channels, image_size, image_size))  # type: ignore[arg-type]
-    net.train(was_training)
-    for handle in handles:
-        handle.remove()
-    return shapes

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import compose, plain
 from robustbench_lab.settings.overrides import RUN_GROUPS, merged_overrides, readable, train_overrides
+from robustbench_lab.storage.files import file_digest
 from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder, existing
 from robustbench_lab.storage.records import RUN_FILE
 
@@ -37,7 +38,8 @@ RunAt = Callable[[Sequence[str]], "Run"]  # the run that words describe
 class Run:
     """What names a training run: its content, and the words a person would use for it.
 
-    teacher: the run that this one's defense learns from, which `defense.teacher` describes by the words in which it differs.
+    teacher: the run that this one's defense learns from, or whose weights it begins from; `defense.teacher`, or `training.start`, describes
+    it by the words in which it differs.
     teacher_words: of `train`, for the teacher.
     """
 
@@ -137,6 +139,10 @@ class Evaluation:
 def run_content(config: Mapping[str, Any], teacher: str | None) -> dict[str, Any]:
     """What a run's weights depend on; teacher: the fingerprint of the run that it learns from."""
     kept = {group: {k: v for k, v in config[group].items() if (group, k) not in NOT_IN_RUN} for group in RUN_GROUPS}
+    if isinstance(kept["training"].get("start"), list):
+        kept["training"]["start"] = "teacher"  # which one it is, is said by its content
+    if kept["training"].get("weights_digest"):
+        del kept["training"]["weights"]  # the file's content says it better than its name
     return {**kept, "seed": config["seed"], "teacher": teacher}
 
 
@@ -194,19 +200,42 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
     """
     named = {group: str(choices[group]) for group in RUN_GROUPS}
     config = plain(cfg, *RUN_GROUPS, "seed")
-    described = config["defense"].get("teacher")
+    if (file := config["training"].get("weights")) is not None:
+        config["training"]["weights_digest"] = file_digest(_file(file, "training.weights"))
+    key, described = _another_run(config)
     if described is None:
         return Run(config, named)
     if not isinstance(described, list) or not any(str(word).startswith("defense=") for word in described):
-        raise LabError(f"defense.teacher: expected the words in which that run differs, such as [defense=standard], got {described!r}")
-    of_teacher = merged_overrides(described_by(named, words), described)
+        raise LabError(f"{key}: expected the words in which that run differs, such as [defense=standard], got {described!r}")
+    of_teacher = merged_overrides(described_by(named, words), ["training.start=null", *described] if key == "training.start" else described)
     chain = _chain.set(_chain.get() + 1)
     try:
         if _chain.get() > LONGEST_CHAIN:
-            raise LabError(f"defense.teacher: {described} describe a run that learns from itself; choose another defense there")
+            raise LabError(f"{key}: {described} describe a run that learns from itself; choose another defense there")
         return Run(config, named, (run_at or run_at_words)(of_teacher), of_teacher)
     finally:
         _chain.reset(chain)
+
+
+def _file(path: object, key: str) -> Path:
+    """A file that a setting names, where it is. Raises LabError where it is not."""
+    found = Path(str(path)).expanduser().absolute()
+    if not found.is_file():
+        raise LabError(f"{key}: expected a file, but there is no {found}")
+    return found
+
+
+def _another_run(config: Mapping[str, Any]) -> tuple[str, Any]:
+    """The key by which a run describes another one, whose training comes first, and the words; None for none.
+
+    Raises LabError where both keys do.
+    """
+    teacher, start = config["defense"].get("teacher"), config["training"].get("start")
+    if start in (None, "teacher"):
+        return "defense.teacher", teacher
+    if teacher is not None:
+        raise LabError(f"training.start: expected teacher, or null, with a defense that has one, got {start!r}")
+    return "training.start", start
 
 
 def run_at_words(words: Sequence[str]) -> Run:

@@ -10,7 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
-OTHER_RUNS = ("threat_model.overrides", "defense.teacher")  # keys whose value is a list of words that describe another run
+OTHER_RUNS = (
+    "threat_model.overrides",
+    "defense.teacher",
+    "training.start",
+)  # keys whose value is a list of words that describe another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
 
@@ -52,7 +56,7 @@ def _key(override: str) -> str:
 
 
 def inner_words(word: str) -> list[str]:
-    """The words within `threat_model.overrides=[...]` or `defense.teacher=[...]`; none of any other word."""
+    """The words within `threat_model.overrides=[...]` and what else describes another run; none of any other word."""
     override = parsed(word)
     value = override.value() if override.key_or_group in OTHER_RUNS else []
     return [str(entry) for entry in value] if isinstance(value, list) else []

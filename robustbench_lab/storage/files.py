@@ -6,6 +6,7 @@ evaluation's last file means that it is finished.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -52,6 +53,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def file_digest(path: Path) -> str:
+    """A hash over a file's bytes: what names a file of weights that someone else made."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def to_json(content: object) -> str:

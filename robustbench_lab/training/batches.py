@@ -31,17 +31,19 @@ def split_validation(n: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def epoch_batches(
-    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, teacher: Defended | None = None
+    data: ImageSet, train: Tensor, recipe: Recipe, copies: int, seed: int, epoch: int, teacher: Defended | None = None, number: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch, in an order and with augmentation that (seed, epoch) determine; a last batch of one image is dropped."""
-    generator = torch.Generator().manual_seed(stable_hash(seed, "order", epoch))
+    """The batches of one pass of an epoch, in an order and with augmentation that (seed, epoch, the pass's number) determine; a last batch
+    of one image is dropped."""
+    tags = (epoch, number) if number else (epoch,)
+    generator = torch.Generator().manual_seed(stable_hash(seed, "order", *tags))
     order = torch.randperm(len(train) * copies, generator=generator)
     if len(order) % recipe.batch_size == 1 and len(order) > 1:
         order = order[:-1]
     visit = (order // len(train)).to(data.device)
     batches = data.batches(train[order % len(train)], recipe.batch_size)
     for (x, y, ids), copy in zip(batches, visit.split(recipe.batch_size), strict=True):
-        rng = ImageRandom.of(ids, seed, "train", epoch).at(copy)
+        rng = ImageRandom.of(ids, seed, "train", *tags).at(copy)
         yield Batch(augment(x, recipe, rng), y, ids, copy, epoch, rng, ImageRandom.of(ids, seed, "train").at(copy), teacher)
 
 

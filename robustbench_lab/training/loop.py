@@ -15,13 +15,16 @@ from torch import Tensor
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.training.batches import epoch_batches, split_validation, spread
+from robustbench_lab.training.rates import optimizer_and_rates
 from robustbench_lab.training.recipe import Recipe
-from robustbench_lab.training.state import State, advance, restore_optimizers
+from robustbench_lab.training.start import begin
+from robustbench_lab.training.state import State, advance, restore_optimizers, snapshot
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
 
@@ -52,6 +55,7 @@ def fit(
     if state is None:
         state = State()
         learn_statistics(model, own, seed)
+        begin(model, recipe, teacher)
         defense.prepare(model, _chosen(train_data, train), teacher)
     else:
         model.load_state_dict(state.model)
@@ -62,47 +66,74 @@ def fit(
         model.network.compile(dynamic=False)  # a smaller last batch gets kernels of its own, and does not slow the others
     model.attach_fast_copy(recipe.attack_precision, recipe.channels_last, recipe.compile)
     players = defense.players(model)
-    optimizers = {player.name: recipe.optimizer(list(player.parameters)) for player in players}
-    base_lr = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+    optimizers, rates = {}, {}
+    for player in players:
+        optimizers[player.name], rates[player.name] = optimizer_and_rates(list(player.parameters), model, recipe)
     restore_optimizers(optimizers, state.optimizers)
     visits = len(train) * defense.copies
     steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
+    passes = [len(passes_of(players, epoch)) for epoch in range(recipe.epochs)]
 
     with (
-        progress(total=recipe.epochs * steps, initial=state.epoch * steps, unit="step", desc="train") as bar,
+        progress(total=sum(passes) * steps, initial=sum(passes[: state.epoch]) * steps, unit="step", desc="train") as bar,
         full_precision(),
         searched_kernels(),
     ):
         while not state.finished(recipe):
             epoch, started = state.epoch, time.perf_counter()
             torch.manual_seed(stable_hash(seed, "epoch", epoch))  # dropout and other draws that are not tied to images
-            watch = LossWatch(players, epoch)
-            model.train()
-            for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch, teacher)):
-                factor = recipe.schedule(epoch + step / steps, recipe.epochs)
-                for player in players:
-                    optimizer = optimizers[player.name]
-                    for group, lr in zip(optimizer.param_groups, base_lr[player.name], strict=True):
-                        group["lr"] = lr * factor
-                    optimizer.zero_grad(set_to_none=True)
-                    loss = backward(player, model, batch, recipe.precision)
-                    optimizer.step()
-                    watch.see(player.name, loss, step)
-                defense.after_step(model)
-                bar.update()
-                if step % CHECK_EVERY == CHECK_EVERY - 1:
-                    bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(players[0].name):.4f}", refresh=False)
-            row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in optimizers}}
+            watch = LossWatch(epoch)
+            for number, movers in enumerate(passes_of(players, epoch)):
+                train_mode(model, movers[0])
+                for step, batch in enumerate(epoch_batches(train_data, train, recipe, defense.copies, seed, epoch, teacher, number)):
+                    factor = recipe.factor(epoch + step / steps)
+                    for player in movers:
+                        if len(movers) > 1 and any(mover.in_eval for mover in movers):
+                            train_mode(model, player)
+                        optimizer = optimizers[player.name]
+                        for group, lr in zip(optimizer.param_groups, rates[player.name], strict=True):
+                            group["lr"] = lr * factor
+                        optimizer.zero_grad(set_to_none=True)
+                        loss = backward(player, model, batch, recipe.precision)
+                        optimizer.step()
+                        watch.see(player.name, loss, step)
+                    defense.after_step(model)
+                    bar.update()
+                    if step % CHECK_EVERY == CHECK_EVERY - 1:
+                        bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(movers[0].name):.4f}", refresh=False)
+            row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in watch.sums}}
             seconds = time.perf_counter() - started  # after the means, which wait for the device
-            row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": visits / seconds}
+            row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": passes[epoch] * visits / seconds}
             with torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
                 row |= defense.epoch_metrics(model.eval(), train_data.batches(spread(train), recipe.batch_size))
             if len(validation):
                 row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
             state = advance(state, model, optimizers, row, recipe)
             save(state)
+    if state.epoch == 0:  # a run of no epochs is what it began from
+        state.model = state.best = snapshot(model)
     model.load_state_dict(state.best if recipe.keep == "best" else state.model)
     return state
+
+
+def passes_of(players: Sequence[Player], epoch: int) -> list[list[Player]]:
+    """Who moves in which pass over the epoch's images. Raises LabError where nobody does."""
+    passes: list[list[Player]] = []
+    for player in players:
+        if epoch < player.turns.first_epoch:
+            continue
+        if player.turns.own_pass or not passes or passes[-1][-1].turns.own_pass:
+            passes.append([])
+        passes[-1].append(player)
+    require(bool(passes), "defense", f"a player that moves in epoch {epoch + 1}", [player.name for player in players])
+    return passes
+
+
+def train_mode(model: Defended, player: Player) -> None:
+    """Train mode, but for what stays as it is in this player's turn."""
+    model.train()
+    for module in (*(front for front in model.each_front() if not front.learned), *player.in_eval):
+        module.eval()
 
 
 def _chosen(data: ImageSet, positions: Tensor) -> ImageSet:
@@ -145,11 +176,11 @@ def accuracy(model: Defended, data: ImageSet, positions: Tensor, batch_size: int
 class LossWatch:
     """Sums each player's loss on the device, and remembers the first step at which it was not finite; looks only when asked."""
 
-    def __init__(self, players: Sequence[Player], epoch: int) -> None:
+    def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.sums: dict[str, Tensor] = {}
         self.first_bad: dict[str, Tensor] = {}
-        self.steps = 0
+        self.steps: dict[str, int] = {}
 
     def see(self, player: str, loss: Tensor, step: int) -> None:
         loss = loss.detach().float()
@@ -157,7 +188,7 @@ class LossWatch:
         bad = torch.where(torch.isfinite(loss), never, torch.full_like(loss, step))
         self.sums[player] = self.sums.get(player, torch.zeros_like(loss)) + loss
         self.first_bad[player] = torch.minimum(self.first_bad.get(player, never), bad)
-        self.steps = step + 1
+        self.steps[player] = step + 1
 
     def mean(self, player: str) -> float:
         name, first = min(self.first_bad.items(), key=lambda item: float(item[1]))  # where it began: one player's spoils the others'
@@ -166,4 +197,4 @@ class LossWatch:
                 f"the loss of player {name!r} is not finite in epoch {self.epoch + 1}, step {int(first) + 1}; the checkpoint of epoch "
                 f"{self.epoch} is kept; a lower training.optimizer.lr or training.precision=fp32 may help"
             )
-        return float(self.sums[player]) / self.steps
+        return float(self.sums[player]) / self.steps[player]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from torch.optim import Optimizer
 
-from robustbench_lab.knobs import Count, Knobs, NotNegative, ShareBelowOne, above, at_least, below, require
+from robustbench_lab.knobs import NOT_EMPTY, Count, Knobs, NotNegative, ShareBelowOne, above, at_least, below, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,26 @@ class MultiStep(Knobs):
 
     def __call__(self, epoch: float, epochs: int) -> float:
         return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piecewise(Knobs):
+    """The learning rate times the factor of the piece that an epoch lies in: `pieces` are [epochs, factor], one after the other; the last
+    lasts to the end."""
+
+    pieces: Annotated[Sequence[Sequence[NotNegative]], NOT_EMPTY, "[epochs, factor] each"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for piece in self.pieces:
+            require(len(piece) == 2 and piece[0] > 0, "pieces", "a list of [epochs, factor], epochs > 0", self.pieces)
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        for length, factor in self.pieces:
+            if epoch < length:
+                return factor
+            epoch -= length
+        return self.pieces[-1][1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +65,26 @@ class OneCycle(Knobs):
 class Recipe(Knobs):
     """How to train, whatever the defense.
 
-    optimizer: takes parameters, returns a torch optimiser. schedule: (epoch, fractional; epochs) -> factor on its learning rate.
+    optimizer: takes parameters, returns a torch optimiser. schedule: (epoch, fractional; epochs) -> factor on its learning rate; or a list
+    of such, whose factors are multiplied.
     crop_padding, flip: augmentation, drawn anew each epoch. weight_decay belongs to the optimiser.
     precision: fp32 or bf16 (autocast) of the training passes; attack_precision: of the searches within training.
     channels_last, compile: memory layout and torch.compile, for speed.
     validation: share of the training images, the last ones, that are held out. patience: epochs without a better validation accuracy
     after which training stops (null: never). keep: the last weights, or those of best validation accuracy.
+
+    What only some recipes say:
+    weights: a file that training begins from, safetensors or a state_dict, named as the model, its network or its backbone is;
+    weights_digest: of that file. start: the words in which another run differs from this one, such as [defense=standard,training=quick],
+    for that run's weights; or `teacher`, for those of the run that the defense learns from. With either, `epochs` may be 0: the run is what
+    it began from.
+    learning_rates: factors on the rate of the parameters whose names, or the ends of them, fit a glob: {head.*: 10}; several multiply.
     """
 
-    epochs: Count
+    epochs: Annotated[int, at_least(0)]
     batch_size: Count
     optimizer: Callable[..., Optimizer]
-    schedule: Callable[[float, int], float]
+    schedule: Callable[[float, int], float] | Sequence[Callable[[float, int], float]]
     crop_padding: Annotated[int, at_least(0)]
     flip: bool
     precision: Literal["fp32", "bf16"]
@@ -65,8 +94,23 @@ class Recipe(Knobs):
     validation: ShareBelowOne
     patience: Count | None
     keep: Literal["last", "best"]
+    weights: str | None = None
+    weights_digest: str | None = None
+    start: Literal["teacher"] | Sequence[str] | None = None
+    learning_rates: Mapping[str, NotNegative] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        begun = self.weights is not None or self.start is not None
+        require(
+            self.epochs >= 1 or begun, "epochs", "a whole number >= 1, or 0 for a run that is the weights that it begins from", self.epochs
+        )
+        require(self.weights is not None or self.weights_digest is None, "weights_digest", "null without weights", self.weights_digest)
+        require(self.start is None or self.weights is None, "start", "null with weights: a run begins once", self.start)
         selects = self.keep == "best" or self.patience is not None
         require(not selects or self.validation > 0, "validation", "a share > 0, because keep=best and patience need one", self.validation)
+
+    def factor(self, epoch: float) -> float:
+        """On the learning rate, at this epoch, fractional."""
+        schedules = self.schedule if isinstance(self.schedule, Sequence) else (self.schedule,)
+        return math.prod(schedule(epoch, self.epochs) for schedule in schedules)

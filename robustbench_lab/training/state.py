@@ -36,11 +36,16 @@ class State:
 
 def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row: dict[str, Any], recipe: Recipe) -> State:
     """The state after one more epoch, in tensors of its own on the CPU."""
-    weights = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    weights = snapshot(model)
     after = State(state.epoch + 1, weights, state.best, optimizer_tensors(optimizers), [*state.history, row])
     if recipe.keep == "best" and after.best_epoch == after.epoch:
         after.best = weights
     return after
+
+
+def snapshot(model: Defended) -> dict[str, Tensor]:
+    """The model's weights and buffers, in tensors of their own on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
 
 
 def optimizer_tensors(optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:

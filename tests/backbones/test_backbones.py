@@ -252,6 +252,19 @@ def test_residual_blocks_activate_after_the_sum() -> None:
     assert torch.equal(model.body.get_submodule("stage2")(maps), pad(positive[:, :, ::2, ::2], (0, 0, 0, 0, 0, 16)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_stages_are_those_of_the_body_in_order(name: str) -> None:
+    model = with_lived_in_norms(build(name)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    stages = model.stages(x)
+    assert list(stages) == [stage for stage, _ in model.body.named_children()]
+    by_hooks: dict[str, Tensor] = {}
+    for stage, module in model.body.named_children():
+        module.register_forward_hook(lambda module, inputs, output, stage=stage: by_hooks.update({stage: output}))
+    assert torch.equal(model.head(model.pool(list(stages.values())[-1])), model(x))
+    assert all(torch.equal(stages[stage], by_hooks[stage]) for stage in stages)
+
+
 def test_features_pool_whole_maps() -> None:
     x = torch.rand(2, 3, 32, 32)
     for name in ("resnet20", "resnet18"):

@@ -132,7 +132,7 @@ def test_steps_train_every_parameter_and_lower_the_loss(name: str, backbone: str
     model, defense = trained(name, backbone)
     batch = batch_at(epoch)
     model.train()
-    players = defense.players(model)
+    players = [player for player in defense.players(model) if player.turns.first_epoch <= epoch]
     optimizers = [torch.optim.Adam(player.parameters, lr=2e-3) for player in players]
     before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
     losses: list[list[float]] = []
@@ -179,7 +179,7 @@ def test_only_the_defense_s_own_passes_move_batch_norm(
     for epoch in (FIRST, LATE):
         tracked = int(norm.num_batches_tracked)
         with passes_outside_attacks(model, monkeypatch) as passes:
-            for player in defense.players(model):
+            for player in (player for player in defense.players(model) if player.turns.first_epoch <= epoch):
                 loss = player.loss(model, batch_at(epoch))
                 assert all(term.dim() == 0 for term in ([loss] if isinstance(loss, Tensor) else loss))
         assert int(norm.num_batches_tracked) - tracked == sum(passes) >= 1

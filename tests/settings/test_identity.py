@@ -75,18 +75,18 @@ def test_a_file_says_that_output_is_random_where_the_model_draws(run_objects: An
 
 
 def test_a_teacher_is_the_run_that_words_describe_and_part_of_the_name() -> None:
-    taught = run_at_words(["defense=fine_tuning", "defense.teacher=[defense=trades,training.epochs=9]", "seed=3", "training.epochs=2"])
+    taught = run_at_words(["training.start=[defense=trades,training.epochs=9]", "seed=3", "training.epochs=2"])
     assert taught.teacher == run_at_words(["defense=trades", "training.epochs=9", "seed=3"])
     assert taught.teacher_words[-2:] == ["defense=trades", "training.epochs=9"]
     assert run_at_words(taught.teacher_words) == taught.teacher
-    other = run_at_words(["defense=fine_tuning", "defense.teacher=[defense=trades,training.epochs=8]", "seed=3", "training.epochs=2"])
+    other = run_at_words(["training.start=[defense=trades,training.epochs=8]", "seed=3", "training.epochs=2"])
     assert taught.fingerprint != other.fingerprint
-    spelled = run_at_words(["defense=fine_tuning", "defense.teacher=[training.epochs=9,defense=trades]", "seed=3", "training.epochs=2"])
+    spelled = run_at_words(["training.start=[training.epochs=9,defense=trades]", "seed=3", "training.epochs=2"])
     assert spelled.fingerprint == taught.fingerprint, "its content says what it is, not its words"
 
 
 def test_a_teacher_may_have_a_teacher() -> None:
-    first = run_at_words(["defense=fine_tuning", "defense.teacher=[defense=distillation]"])
+    first = run_at_words(["training.start=[defense=distillation]"])
     assert first.teacher is not None
     assert first.teacher.teacher is not None
     assert first.teacher.teacher.choices["defense"] == "tempered"
@@ -94,17 +94,17 @@ def test_a_teacher_may_have_a_teacher() -> None:
 
 @pytest.mark.parametrize("words", ["[seed=1]", "standard", "[]"])
 def test_words_that_choose_no_defense_describe_no_teacher(words: str) -> None:
-    with pytest.raises(LabError, match=r"defense\.teacher: expected the words in which that run differs, such as \[defense=standard\]"):
-        run_at_words(["defense=fine_tuning", f"defense.teacher={words}"])
+    with pytest.raises(LabError, match=r"training\.start: expected the words in which that run differs, such as \[defense=standard\]"):
+        run_at_words([f"training.start={words}"])
 
 
 def test_a_run_that_teaches_itself_is_refused() -> None:
-    cfg, choices = compose("train", ["defense=fine_tuning"])
+    cfg, choices = compose("train", ["defense=distillation"])
 
     def again(words: Sequence[str]) -> Run:
         return run_of(cfg, choices, words, again)
 
-    with pytest.raises(LabError, match=r"defense\.teacher: \['defense=standard'\] describe a run that learns from itself"):
+    with pytest.raises(LabError, match=r"defense\.teacher: .* describe a run that learns from itself"):
         again([])
 
 
