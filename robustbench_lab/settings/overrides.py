@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
-OTHER_RUNS = (
+OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
     "threat_model.overrides",
     "defense.teacher",
     "training.start",

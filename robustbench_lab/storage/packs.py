@@ -96,6 +96,8 @@ class Pack:
         write_arrays(self.folder / ARRAYS, **{NAMES: told}, **dict(sorted(arrays.items())))
         lines = [to_json_line({"name": name, "record": records[name]}) for name in sorted(records)]
         write_bytes(self.records_file, "".join(lines).encode())
+        for read in ("records", "_names"):  # anew when asked for
+            self.__dict__.pop(read, None)
 
 
 def _digest(array: np.ndarray) -> str:

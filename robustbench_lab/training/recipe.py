@@ -102,9 +102,7 @@ class Recipe(Knobs):
     def __post_init__(self) -> None:
         super().__post_init__()
         begun = self.weights is not None or self.start is not None
-        require(
-            self.epochs >= 1 or begun, "epochs", "a whole number >= 1, or 0 for a run that is the weights that it begins from", self.epochs
-        )
+        require(self.epochs >= 1 or begun, "epochs", "a whole number >= 1, or 0 for a run that is what it begins from", self.epochs)
         require(self.weights is not None or self.weights_digest is None, "weights_digest", "null without weights", self.weights_digest)
         require(self.start is None or self.weights is None, "start", "null with weights: a run begins once", self.start)
         selects = self.keep == "best" or self.patience is not None
