@@ -48,7 +48,7 @@ class Shelf:
         self.trained: dict[str, Trained] = {}
         self._folder = OutputFolder(output_root)
         for fingerprint, run in self._folder.runs.items():
-            for evaluation in run.evaluations():
+            for evaluation in self._read(run.pack.records_file, run.evaluations) or []:
                 self._list(evaluation)
             if (record := self._read(run.path / RUN_FILE, partial(getattr, run, "record"))) is not None:
                 epochs = self._read(run.path / METRICS_FILE, run.epochs) or []

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fake_records as fake
 import numpy as np
@@ -502,6 +504,28 @@ def test_a_damaged_file_of_the_projects_is_named_as_such(cells, outputs, referen
     page = Page(write_report(outputs, reference=reference).read_text())
     assert path.relative_to(reference.parent).as_posix() in page.words
     assert "1 file could not be read, 0 jobs failed." in page.words
+
+
+def packed(cell: Cell, root: Path) -> Path:
+    """The cell's evaluation where a published run has it: beside run.json, with others in one file."""
+    evaluation = cell.evaluation
+    folder = evaluation.at(root)
+    evaluation.run.at(root).pack.add({folder.name: (folder.read(), {"examples.npz": folder.arrays("examples.npz")})})
+    shutil.rmtree(folder.path)
+    return evaluation.run.folder(root) / "evaluations.jsonl"
+
+
+def test_what_is_published_in_one_file_is_shown_like_what_lies_in_folders(cells, outputs, reference):
+    cell = cells()[1]
+    fake.draw_examples(fill(cell, outputs, 9, 8))
+    alone = page_of(outputs)
+    file = packed(cell, outputs)
+    page = page_of(outputs)
+    assert page.words == alone.words
+    assert quote(f"../{file.relative_to(outputs).as_posix()}") in page.values("href")
+    file.write_text("{")
+    page = page_of(outputs)
+    assert f"{file.relative_to(outputs).as_posix()} :1 is damaged" in page.words
 
 
 def test_no_project_results_are_shown_where_there_are_none_or_they_are_ones_own(cells, outputs, reference):
