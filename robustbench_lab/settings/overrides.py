@@ -11,10 +11,6 @@ from hydra.core.override_parser.types import Override
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
-    "threat_model.overrides",
-    "defense.teacher",
-    "training.start",
-)  # keys whose value is a list of words that describe another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
 
