@@ -7,6 +7,7 @@ RUN = $(VENV)/bin/python -m robustbench_lab
 TABLES ?=
 PROFILE ?= paper
 LAUNCHER ?=
+CELLS ?= all
 PLAN ?=
 
 .DEFAULT_GOAL := help
@@ -37,8 +38,8 @@ test: $(VENV)/.installed-dev  ## lint, types and the quick tests (XX minutes on 
 
 test-all: test test-launchers  ## make test, then what waits for real launchers
 
-reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib PLAN=1
-	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
+reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib CELLS=covering PLAN=1
+	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) cells=$(CELLS) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
 
 tables: $(VENV)/.installed-run  ## write the tables from the records there are
 	$(RUN) tables profile=$(PROFILE)

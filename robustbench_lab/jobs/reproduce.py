@@ -26,6 +26,7 @@ from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.made import Made, content_of
 from robustbench_lab.storage.records import ERROR_FILE
 from robustbench_lab.tables.cells import Cell, filled
+from robustbench_lab.tables.covering import covering
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.planning import Job, duration, plan_of
 from robustbench_lab.tables.reading import chosen_tables
@@ -54,10 +55,14 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     made = None if cfg.plan else _made(output_root)
     if not isinstance(cfg.plan, bool) and cfg.plan != "full":
         raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
-    cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
-    plan = plan_of((cell for cells in cells_of.values() for cell in cells), output_root)
+    if cfg.cells not in ("all", "covering"):
+        raise LabError(f"cells: expected all or covering, got {cfg.cells!r}")
+    both = filled(tables, output_root)
+    cells_of = {table.name: cells for table, cells in both}
+    wanted = covering(both) if cfg.cells == "covering" else cells_of
+    plan = plan_of((cell for cells in wanted.values() for cell in cells), output_root)
     about = "what several need is in the line of each and once in the sums; times are those of one job after the other"
-    lines = plan.lines(cells_of, full=cfg.plan == "full")
+    lines = plan.lines(wanted, full=cfg.plan == "full")
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
     if made is None:
         return

@@ -99,6 +99,10 @@ def test_a_plan_is_true_false_or_full(refused, word):
     assert f"error: plan: expected true, false or full, got {word.partition('=')[2]}" in refused("reproduce", word).replace("'", "")
 
 
+def test_cells_are_all_or_covering(refused):
+    assert "error: cells: expected all or covering, got 'some'" in refused("reproduce", "cells=some")
+
+
 def test_unknown_key_of_a_group(refused):
     assert "training.epoch" in refused("train", "training.epoch=3", status=1)
     assert "'stepz'" in refused("evaluate", "attack.stepz=3", status=1)

@@ -556,6 +556,19 @@ def test_a_reader_that_leaves_stops_nothing(start, outputs, small_table, words):
         assert sorted(path.name for path in (outputs / "tables" / "paper").iterdir()) == ["small.csv", "small.md", "small.tex"]
 
 
+def test_covering_cells_are_measured_and_the_others_are_missing(lab, outputs, small_table):
+    """Two rows that differ in a number alone: the second one shows nothing new."""
+    rows = "rows:\n- label: plain\n- {label: longer, overrides: [training.epochs=4]}\n"
+    small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", rows))
+    ended = lab("reproduce", "cells=covering", "device=cpu")
+    assert ended.status == 0, ended.err
+    assert "1 training runs: 0 finished, 1 missing" in ended.out
+    lines = (outputs / "tables" / "paper" / "small.csv").read_text().splitlines()[1:]
+    assert {line.partition(",")[0] for line in lines if "not measured" in line} == {"longer"}
+    assert {line.partition(",")[0] for line in lines if "not measured" not in line} == {"plain"}
+    assert "2 training runs: 1 finished, 1 missing" in lab("reproduce", "--dry-run").out
+
+
 def test_a_profile_writes_its_own_tables(lab, outputs, small_table):
     small_table.write_text(small_table.read_text().replace("profile: smoke", "profile: paper"))
     ended = lab("tables", "profile=smoke")
