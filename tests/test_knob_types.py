@@ -79,7 +79,7 @@ TYPES: list[tuple[Any, str, Sequence[object], Sequence[object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "words", "right", "wrong"), TYPES, ids=[str(kind) for kind, *_ in TYPES])
+@pytest.mark.parametrize(("kind", "words", "right", "wrong"), TYPES, ids=[words for _, words, *_ in TYPES])
 def test_each_type(kind: Any, words: str, right: Sequence[object], wrong: Sequence[object]) -> None:
     for value in right:
         check("knob", value, kind)

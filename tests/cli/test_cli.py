@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from robustbench_lab import __version__
-from robustbench_lab.evaluation.loop import judging
-from robustbench_lab.evaluation.loop import loop as evaluation
+from robustbench_lab.evaluation import judging
+from robustbench_lab.evaluation import loop as evaluation
 from robustbench_lab.settings.verbs import groups_and_keys
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_lab.evaluation.loop import judging
-from robustbench_lab.evaluation.loop import loop as evaluation
+from robustbench_lab.evaluation import judging
+from robustbench_lab.evaluation import loop as evaluation
 from robustbench_lab.jobs import train
 from robustbench_lab.training.checkpoints import read_tensors
 from robustbench_lab.training.state import State

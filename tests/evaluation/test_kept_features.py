@@ -18,8 +18,8 @@ from robustbench_lab.backbones.base import Backbone, sequence
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.rse import Noise
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation import loop as evaluation
 from robustbench_lab.evaluation.keepers.features import Features
-from robustbench_lab.evaluation.loop import loop as evaluation
 from robustbench_lab.evaluation.outcome import Outcome
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.jobs import evaluate as job
