@@ -93,12 +93,12 @@ def _runs(evaluation: Evaluation) -> Iterator[Run]:
     for run in (evaluation.run, evaluation.source):
         while run is not None:
             yield run
-            run = run.source
+            run = run.teacher
 
 
 def _seconds_of_training(run: Run) -> float:
     config = run.config
-    return 2 + 0.4 * float(config["training"]["epochs"]) * (1 + _repeated({k: v for k, v in config["defense"].items() if k != "source"}))
+    return 2 + 0.4 * float(config["training"]["epochs"]) * (1 + _repeated({k: v for k, v in config["defense"].items() if k != "teacher"}))
 
 
 def _seconds_of_attacking(evaluation: Evaluation, words: Sequence[str]) -> float:
