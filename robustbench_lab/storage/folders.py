@@ -130,28 +130,27 @@ class RunFolder(Folder):
     @property
     def trained(self) -> bool:
         """Whether the run is finished, whatever became of its weights. Raises Clash."""
-        return self._unusable() is None or self._unusable() == self._weights_gone
+        return self._problem() is None
 
     @property
     def usable(self) -> bool:
         """Whether the run is finished and its weights are there; a word to the log where only that is missing. Raises Clash."""
-        reason = self._unusable()
-        if reason and (self.path / RUN_FILE).exists():
-            log.warning("trained again: %s", reason)
-        return reason is None
+        problem = self._problem()
+        if problem is None and not self.weights.exists():
+            problem = f"{self.weights} is gone"
+        if problem is not None and (self.path / RUN_FILE).exists():
+            log.warning("trained again: %s", problem)
+        return problem is None
 
-    @property
-    def _weights_gone(self) -> str:
-        return f"{self.weights} is gone"
-
-    def _unusable(self) -> str | None:
+    def _problem(self) -> str | None:
+        """Why run.json does not count."""
         try:
             _ = self.record
         except Clash:
             raise
         except LabError as error:
             return str(error)
-        return None if self.weights.exists() else self._weights_gone
+        return None
 
     def afresh(self) -> RunFolder:
         """The same folder, whose files are read anew."""
