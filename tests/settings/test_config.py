@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.build import TARGETS, build
+from robustbench_lab.settings.build import TARGETS, build, dataset_of
 from robustbench_lab.settings.conf import CONF, compose, plain, with_fractions
 from robustbench_lab.settings.identity import Evaluation, canonical, evaluation_of, fingerprint, nearest_runs, run_of
 from robustbench_lab.settings.overrides import merged_overrides, parsed, quoted, readable, train_overrides
@@ -312,15 +312,15 @@ def test_every_choice_composes_and_resolves(group, choice):
     else:
         cfg, choices = compose("train", words)
         assert run_of(cfg, choices).fingerprint
-        for part in ("dataset", "defense", "training"):
-            content = plain(cfg, part)[part]
-            content.pop("budget", None) if part == "dataset" else None
-            build(content, part)
+        dataset_of(config := plain(cfg, "dataset", "defense", "training"))
+        build(config["dataset"]["normalise"], "dataset.normalise")
+        for part in ("defense", "training"):
+            build(config[part], part)
     assert choices[group] == choice
 
 
 def test_the_groups_that_are_tested_are_all_there_are():
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "grid", "hydra", "metric", "table"}
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS, "front", "grid", "hydra", "metric", "normalise", "table"}
 
 
 def test_conf_is_found_from_anywhere(tmp_path):
