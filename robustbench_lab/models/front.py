@@ -32,7 +32,6 @@ class Front(nn.Module):
     random: whether it draws, in train and eval mode, from the global generator: the model is stochastic then. One that is a
     `models.noise.NoiseLayer` too draws only while `active`, so that its noise can be switched off; of any other, that is refused.
     needs_network: whether `transform` looks at the network that it stands before, `self.network`.
-    Nothing is drawn when it is made, but in `fit`: a defense's fronts are made before the run's seed is set.
     """
 
     random: ClassVar[bool] = False

@@ -14,7 +14,7 @@ from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import run_of
 
 CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "front").glob("*.yaml"))
-AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, bits: 1}"
+AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, _partial_: true, bits: 1}"
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -65,6 +65,7 @@ def test_the_network_behind_bit_depth_is_that_of_feature_squeezing(run_objects: 
     ("words", "said"),
     [
         (["front@defense.fronts=[]"], r"^defense.fronts: expected one or more choices of conf/front"),
+        (["defense.fronts.bit_depth._partial_=false"], r"^defense.fronts: expected what makes a front, with _partial_: true"),
         (["defense.order=[median]"], r"^defense.order: expected bit_depth, each once"),
         (["defense.fronts.bit_depth.bits=9"], r"^defense.fronts.bit_depth.bits: expected a whole number of bits"),
     ],

@@ -57,8 +57,9 @@ class Alternating(Defense):
 def recipe() -> Recipe:
     return Recipe(
         epochs=EPOCHS, batch_size=8, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
-        schedule=lambda epoch, epochs: 1 - epoch / epochs, crop_padding=1, flip=True, precision="fp32", attack_precision="fp32",
-        channels_last=False, compile=False, validation=0.0, patience=None, keep="last",
+        schedule=lambda epoch, epochs: 1 - epoch / epochs, crop_padding=1, flip=True,
+        precision="fp32", attack_precision="fp32", channels_last=False, compile=False, validation=0.0,
+        patience=None, keep="last",
     )  # fmt: skip
 
 
