@@ -360,7 +360,7 @@ def test_an_installed_copy_finds_the_conf_inside_the_package(tmp_path):
 
 def test_a_groups_choices_are_its_files():
     assert choices("threat_model") == tuple(sorted(path.stem for path in (CONF / "threat_model").iterdir()))
-    assert choices("training_") == choices("") == ()
+    assert choices("training_") == ()
     assert choice_file("attack", "pgd") == CONF / "attack" / "pgd.yaml"
     assert choice_file("attack", "pgdd") is None
 
