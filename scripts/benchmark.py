@@ -146,7 +146,7 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
     model = defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone"), (3, 32, 32))).to(args.device).train()
     model.to(memory_format=torch.channels_last)
     ids = torch.arange(len(x), device=x.device)
-    defense.prepare(model, ImageSet(x, y, ids))
+    defense.prepare(model, ImageSet(x, y, ids), None)
     if args.compile:
         model.network.compile(dynamic=False)
     model.attach_fast_copy("fp32", channels_last=True, compiled=args.compile)

@@ -22,6 +22,7 @@ from typing import Any
 from robustbench_lab.jobs.tables import table_file, write
 from robustbench_lab.settings.conf import compose, plain, project_path
 from robustbench_lab.settings.identity import Run
+from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.storage.folders import Missing, RunFolder
 from robustbench_lab.storage.packs import Files
 from robustbench_lab.storage.records import METRICS_FILE, OUTCOME_FILE, RUN_FILE
@@ -51,9 +52,8 @@ def publish(table: Table, output_root: Path, reference: Path, allow_changes: boo
                 remedy = "--replace takes away what was measured of those, and its tables need it anew"
                 raise SystemExit(f"error: {run.name} is published with other weights; {remedy}")
             shutil.rmtree(there.path)
-        there.path.mkdir(parents=True, exist_ok=True)
         for name in (RUN_FILE, METRICS_FILE):
-            shutil.copy(run.path / name, there.path)
+            write_bytes(there.path / name, (run.path / name).read_bytes())
     for folder, evaluations in packed.items():
         RunFolder(folder).pack.add(evaluations)
     return rewrite(table, reference)

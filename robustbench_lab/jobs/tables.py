@@ -34,18 +34,23 @@ def main(cfg: DictConfig) -> None:
 def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     """Write the table in Markdown, CSV and LaTeX, and its figure if it has one, print its grid, and return the Markdown file."""
     base, view = table_file(table, output_root), view_of(table, cells, output_root)
-    frame = pd.DataFrame([cell.fields() for cell in cells])
-    frame = frame.drop(columns=[name for name in FEW_HAVE if frame[name].isna().all()])
-    buffer = io.StringIO()
-    frame.to_csv(buffer, index=False, float_format="%.8g", lineterminator="\n")
     path = base.with_name(base.name + ".md")
-    write_bytes(base.with_name(base.name + ".csv"), buffer.getvalue().encode())
+    write_bytes(base.with_name(base.name + ".csv"), csv_of(cells).encode())
     write_bytes(base.with_name(base.name + ".tex"), latex(view).encode())
     pictures = _write_figure(table, cells, output_root)
     write_bytes(path, markdown(view, pictures=bool(pictures)).encode())
     tell(view)
     log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path
+
+
+def csv_of(cells: Sequence[Cell]) -> str:
+    """A line for each cell."""
+    frame = pd.DataFrame([cell.fields() for cell in cells])
+    frame = frame.drop(columns=[name for name in FEW_HAVE if frame[name].isna().all()])
+    buffer = io.StringIO()
+    frame.to_csv(buffer, index=False, float_format="%.8g", lineterminator="\n")
+    return buffer.getvalue()
 
 
 def tell(view: View) -> None:

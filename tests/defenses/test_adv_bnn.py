@@ -156,7 +156,7 @@ def test_loss_by_hand(kl: str, built: Callable[..., Any]) -> None:
     Divergences with prior .5: ln 5 + (m^2 + .01) / .5 - .5 for means 2, -1, then .5, 0. Six images, weight 3.
     """
     defense, model = two_layers(built, prior_sigma=0.5, kl_weight=3, kl=kl)
-    defense.prepare(model, ImageSet(torch.rand(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64), torch.arange(6)))
+    defense.prepare(model, ImageSet(torch.rand(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64), torch.arange(6)), None)
 
     def of_mean(m: float) -> float:
         return math.log(5) + (m**2 + 0.01) / 0.5 - 0.5
@@ -169,7 +169,7 @@ def test_loss_by_hand(kl: str, built: Callable[..., Any]) -> None:
 
 def test_the_number_of_images_is_in_the_state(built: Callable[..., Any], digits: tuple[ImageSet, ImageSet]) -> None:
     defense, model = two_layers(built)
-    defense.prepare(model, digits[0].subset(torch.arange(30)))
+    defense.prepare(model, digits[0].subset(torch.arange(30)), None)
     assert model.state_dict()["train_images"].item() == 30
     _, other = two_layers(built)
     other.load_state_dict(model.state_dict())

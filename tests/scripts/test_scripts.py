@@ -1,24 +1,29 @@
 """The scripts that a person runs by hand: that they run, and what they refuse."""
 
 import importlib
-import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_records
 import numpy as np
 import pytest
 
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.jobs.tables import csv_of, table_file
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.tables.cells import cells_of
-from robustbench_lab.tables.reading import read_table
+from robustbench_lab.storage.folders import RunFolder
+from robustbench_lab.tables.cells import cells_of, filled
+from robustbench_lab.tables.pages import latex, markdown
+from robustbench_lab.tables.reading import published_tables, read_table, reshaped
+from robustbench_lab.tables.view import view_of
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+REFERENCE = SCRIPTS.parent / "outputs" / "reference"
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,15 +93,18 @@ def test_the_attack_benchmark_prints_every_peer(
     digits_model.requires_grad_(False)
 
 
+def publisher(name: str, outputs: Path, reference: Path, profile: str = "paper", replace: bool = False) -> list[Path]:
+    module = importlib.import_module("publish_reference")
+    return module.publish(reshaped(read_table(name), profile), outputs, reference, allow_changes=True, replace=replace)
+
+
 def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):
-    monkeypatch.setenv("ROBUSTBENCH_LAB_OUTPUTS", str(tmp_path))
     monkeypatch.syspath_prepend(SCRIPTS)
-    publish = importlib.import_module("publish_reference").publish
     with pytest.raises(SystemExit, match="smoke/digits misses 10 cells, the first is undefended, clean; run make reproduce-tables"):
-        publish("smoke/digits", "paper", "", False, tmp_path)
+        publisher("smoke/digits", tmp_path, tmp_path)
     command = "make reproduce-tables TABLES=efficient_defenses/table1 PROFILE=quick"
     with pytest.raises(SystemExit, match=rf"the first is CNN\+ReLU, CNN\+ReLU; run {command}"):
-        publish("efficient_defenses/table1", "quick", "", False, tmp_path)
+        publisher("efficient_defenses/table1", tmp_path, tmp_path, "quick")
 
 
 @pytest.fixture
@@ -117,54 +125,77 @@ def figure_with_one_picture(written, monkeypatch, tmp_path) -> list[Path]:
     return folders
 
 
-def test_publish_copies_pictures_where_there_are_some(figure_with_one_picture, tmp_path):
-    publish = importlib.import_module("publish_reference").publish
-    target = publish("paper/grid", "paper", "", True, tmp_path / "reference")
-    assert target == tmp_path / "reference" / "paper" / "grid"
-    first, second = (target / "runs" / folder.parents[1].name / "evaluate" / folder.name for folder in figure_with_one_picture)
-    assert {file.name for file in first.iterdir()} == {"record.json", "outcome.npz", "plane.npz"}
-    assert {file.name for file in second.iterdir()} == {"record.json", "outcome.npz"}
-    assert {file.name for file in first.parents[1].iterdir()} == {"run.json", "metrics.jsonl", "evaluate"}
-    assert {file.name for file in target.iterdir()} == {"grid.md", "grid.csv", "grid.tex", "grid.png", "grid.svg", "runs"}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_publish_packs_each_run_and_evaluation_once(figure_with_one_picture, tmp_path):
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
+    pages = publisher("paper/grid", outputs, reference)
+    assert {path.name for path in pages} == {"grid.md", "grid.csv", "grid.tex", "grid.png", "grid.svg"}
+    runs = [folder.parents[1].name for folder in figure_with_one_picture]
+    assert sorted(path.name for path in (reference / "runs").iterdir()) == sorted(runs)
+    for run in runs:
+        files = {path.name for path in (reference / "runs" / run).iterdir()}
+        assert files == {"run.json", "metrics.jsonl", "evaluations.jsonl", "evaluations.npz"}
+    first, second = (RunFolder(reference / "runs" / folder.parents[1].name).pack.files(folder.name) for folder in figure_with_one_picture)
+    assert (first, second) == (["outcome.npz", "plane.npz"], ["outcome.npz"])
+    before = contents(reference)
+    publisher("paper/grid", outputs, reference)
+    assert contents(reference) == before, "the same again is the same"
+    publisher("paper/grid", reference, reference)
+    assert contents(reference) == before, "and from what is published"
 
 
 def test_publish_leaves_what_was_published_until_all_is_there(figure_with_one_picture, tmp_path):
-    publish = importlib.import_module("publish_reference").publish
-    before = tmp_path / "reference" / "paper" / "grid" / "of_before.md"
-    before.parent.mkdir(parents=True)
-    before.touch()
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
     outcome = figure_with_one_picture[1] / "outcome.npz"
     outcome.rename(outcome.with_name("elsewhere"))
-    with pytest.raises(FileNotFoundError, match=r"outcome\.npz"):
-        publish("paper/grid", "paper", "", True, tmp_path / "reference")
-    assert [path.name for path in (tmp_path / "reference").rglob("*")] == ["paper", "grid", "of_before.md"]
-    outcome.with_name("elsewhere").rename(outcome)
-    publish("paper/grid", "paper", "", True, tmp_path / "reference")
-    assert not before.exists()
-    assert [path.name for path in (tmp_path / "reference" / "paper").iterdir()] == ["grid"]
+    with pytest.raises(SystemExit, match=r"outcome\.npz is gone"):
+        publisher("paper/grid", outputs, reference)
+    assert not reference.exists()
 
 
-def test_a_run_that_tables_share_counts_once(monkeypatch, tmp_path, capsys):
+def test_publish_refuses_other_weights_of_a_published_run(figure_with_one_picture, tmp_path):
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
+    publisher("paper/grid", outputs, reference)
+    before = contents(reference)
+    for folder in figure_with_one_picture:
+        for path in (folder / "record.json", folder.parents[1] / "run.json"):
+            path.write_text(path.read_text().replace("weights of", "other weights of"))
+    with pytest.raises(SystemExit, match=r"is published with other weights; --replace takes away"):
+        publisher("paper/grid", outputs, reference)
+    assert contents(reference) == before
+    publisher("paper/grid", outputs, reference, replace=True)
+    assert b"other weights of" in contents(reference)[f"runs/{figure_with_one_picture[0].parents[1].name}/run.json"]
+
+
+def test_every_published_page_is_what_its_records_give(tmp_path):
+    """But for pictures, whose bytes hang on the version of what draws them: they are there."""
+    for page, cells in filled(published_tables(REFERENCE), REFERENCE):
+        base, written = table_file(page, REFERENCE), table_file(page, tmp_path)
+        view = view_of(page, cells, REFERENCE)
+        pictures = base.with_suffix(".png").exists() and base.with_suffix(".svg").exists()
+        assert pictures == bool(page.figure), page.name
+        assert base.with_suffix(".md").read_text() == markdown(view, pictures=pictures), page.name
+        assert base.with_suffix(".tex").read_text() == latex(view), page.name
+        assert base.with_suffix(".csv").read_text() == csv_of(cells), written
+    assert len(published_tables(REFERENCE)) > 20
+
+
+def test_a_run_that_tables_share_counts_once(monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPTS)
     seconds = importlib.import_module("reference_seconds")
-    for table in ("a/one", "a/two", "b/one"):
-        for name, file, took in (("shared", "run.json", 3600), (table[-3:], "run.json", 60), ("shared/evaluate/pgd", "record.json", 7)):
-            folder = tmp_path / table / "runs" / name
-            folder.mkdir(parents=True)
-            record = {"schema": 1, "commit": "c0ffee", "seconds": took, "choices": {"dataset": f"set of {name[-3:]}"}}
-            (folder / file).write_text(json.dumps(record))
-    seconds.main(["a/*"], tmp_path)
+    seconds.main(["efficient_defenses/table[23]"], REFERENCE)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "Made by `python scripts/reference_seconds.py 'a/*'`."
-    assert lines[6:] == [
-        "| a/one | 2 | 3660 | 1 | 7 | 1.0 |",
-        "| a/two | 2 | 3660 | 1 | 7 | 1.0 |",
-        "| all of them, each once | 3 | 3720 | 1 | 7 | 1.0 |",
-        "",
-        "Trained on set of one, set of red, set of two; what was not measured, or is published elsewhere, is not in the total.",
-    ]
-    with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are a/one, a/two, b/one"):
-        seconds.main(["c/*"], tmp_path)
+    assert lines[2] == "Made by `python scripts/reference_seconds.py 'efficient_defenses/table[23]'`."
+    two, three, total = ([entry.strip() for entry in line.strip("|").split("|")] for line in lines[6:9])
+    assert (two[0], three[0], total[0]) == ("efficient_defenses/table2", "efficient_defenses/table3", "all of them, each once")
+    assert two[1:3] == three[1:3] == total[1:3], "both speak of the same runs"
+    assert int(total[3]) == int(two[3]) + int(three[3])
+    assert lines[-1] == "Trained on mnist; what was not measured, or is published elsewhere, is not in the total."
+    with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are efficient_defenses/figure1, "):
+        seconds.main(["c/*"], REFERENCE)
 
 
 def test_a_point_of_the_plane_is_judged_by_its_column_and_row(monkeypatch):
@@ -177,17 +208,20 @@ def test_a_point_of_the_plane_is_judged_by_its_column_and_row(monkeypatch):
     assert wrong.tolist() == [False, False, True, True, False]
 
 
-def test_figures_of_the_same_images_leave_out_what_one_row_lacks(monkeypatch, tmp_path):
+def evaluated(who: str, **arrays: np.ndarray) -> SimpleNamespace:
+    folder = SimpleNamespace(name="pgd-1", arrays=lambda file: arrays if file == "outcome.npz" else None)
+    return SimpleNamespace(who=who, record={}, folder=folder)
+
+
+def test_figures_of_the_same_images_leave_out_what_one_row_lacks(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     findings = importlib.import_module("efficient_defenses_findings")
-    monkeypatch.setattr(findings, "REFERENCE", tmp_path)
-    for name, robustness in {"gda": [1, 2, np.nan, 4], "standard": [np.nan, 3, 3, 5], "vat": [np.nan, np.nan, np.nan, 1]}.items():
-        folder = tmp_path / "table" / "runs" / name / "evaluate" / "pgd-1"
-        folder.mkdir(parents=True)
-        choices = {"dataset": "mnist", "defense": name}
-        (folder / "record.json").write_text(json.dumps({"schema": 1, "run": {"choices": choices}}))
-        sizes = {"metric.empirical_robustness": np.array(robustness), "metric.training_set_distance": 10 * np.array(robustness)}
-        np.savez(folder / "outcome.npz", **sizes)
+    rows = {"gda": [1, 2, np.nan, 4], "standard": [np.nan, 3, 3, 5], "vat": [np.nan, np.nan, np.nan, 1]}
+    found = [
+        evaluated(f"mnist, {name}", **{"metric.empirical_robustness": np.array(row), "metric.training_set_distance": 10 * np.array(row)})
+        for name, row in rows.items()
+    ]
+    monkeypatch.setattr(findings, "behind", lambda table: found)
     assert list(findings.of_the_same_images("table", "pgd-*", of=("gda", "standard"))) == [
         "- mnist, gda: 3.0000, 30.000 (n = 2)",
         "- mnist, standard: 4.0000, 40.000 (n = 2)",
@@ -195,17 +229,15 @@ def test_figures_of_the_same_images_leave_out_what_one_row_lacks(monkeypatch, tm
     assert len(list(findings.of_the_same_images("table", "pgd-*"))) == 3
 
 
-def test_costs_stand_beside_the_undefended_runs(monkeypatch, tmp_path):
+def test_costs_stand_beside_the_undefended_runs(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     findings = importlib.import_module("efficient_defenses_findings")
-    monkeypatch.setattr(findings, "REFERENCE", tmp_path)
+    found = []
     for name, images, took in (("gda", 400, (8, 8, 40, 8)), ("standard", 100, (9, 2))):
-        folder = tmp_path / "table" / "runs" / name
-        folder.mkdir(parents=True)
-        choices = {"dataset": "mnist", "defense": name}
-        (folder / "run.json").write_text(json.dumps({"schema": 1, "choices": choices, "seconds": sum(took)}))
-        epochs = [json.dumps({"seconds": seconds, "images_per_second": images / seconds}) for seconds in took]
-        (folder / "metrics.jsonl").write_text("\n".join(epochs) + "\n")
+        epochs = [{"seconds": seconds, "images_per_second": images / seconds} for seconds in took]
+        run = SimpleNamespace(epochs=lambda epochs=epochs: epochs, record={"seconds": sum(took)})
+        found.append(SimpleNamespace(who=f"mnist, {name}", run=run))
+    monkeypatch.setattr(findings, "behind", lambda table: found)
     assert list(findings.costs("table")) == [
         "- mnist, gda: 4 epochs of 400 images; 64 s, 5.8 times; 32 s, 8.0 times",
         "- mnist, standard: 2 epochs of 100 images; 11 s, 1.0 times; 4 s, 1.0 times",
@@ -214,7 +246,7 @@ def test_costs_stand_beside_the_undefended_runs(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("page", "name"), [("seconds.md", "reference_seconds.py"), ("findings.md", "efficient_defenses_findings.py")])
 def test_a_published_page_is_what_its_command_prints(page, name):
-    path = SCRIPTS.parent / "outputs" / "reference" / "efficient_defenses" / page
+    path = REFERENCE / "tables" / "efficient_defenses" / page
     command = re.search(rf"`python scripts/{name}(.*)`", path.read_text())
     assert command is not None
     ended = script(name, *shlex.split(command[1]))
@@ -223,7 +255,8 @@ def test_a_published_page_is_what_its_command_prints(page, name):
 
 
 def test_every_published_record_was_made_by_committed_code():
-    records = sorted((SCRIPTS.parent / "outputs" / "reference").glob("**/record.json"))
-    assert records
-    commits = {path: json.loads(path.read_text())["commit"] for record in records for path in (record, record.parents[2] / "run.json")}
-    assert not {str(path): commit for path, commit in commits.items() if not commit or "+changes" in commit}
+    runs = [RunFolder(path.parent) for path in sorted(REFERENCE.rglob("runs/*/run.json"))]
+    made_by = {run.path: run.record["commit"] for run in runs}
+    made_by |= {evaluation.path: evaluation.read()["commit"] for run in runs for evaluation in run.evaluations()}
+    assert len(made_by) > len(runs) > 50
+    assert not {str(path): commit for path, commit in made_by.items() if not commit or "+changes" in commit}

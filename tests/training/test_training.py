@@ -324,7 +324,7 @@ def test_training_does_not_see_the_validation_images(data: ImageSet) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Watching(Defense):
-        def prepare(self, model: Defended, train_data: Any) -> None:
+        def prepare(self, model: Defended, train_data: Any, teacher: nn.Module | None) -> None:
             seen.update(train_data.ids.tolist())
 
         def loss(self, model: Defended, batch: Batch) -> Tensor:
@@ -345,7 +345,7 @@ def test_prepare_comes_once_and_not_again_after_a_resume(data: ImageSet) -> None
 
     @dataclass(frozen=True, kw_only=True)
     class Preparing(Defense):
-        def prepare(self, model: Defended, train_data: Any) -> None:
+        def prepare(self, model: Defended, train_data: Any, teacher: nn.Module | None) -> None:
             calls.append(len(train_data))
 
     states: list[State] = []
