@@ -32,7 +32,6 @@ class Preprocessed(Defense):
         require(makers, "fronts", "what makes a front, with _partial_: true, for each model its own", self.fronts)
         require(len(self.fronts) > 0, "fronts", "one or more choices of conf/front, such as front@defense.fronts=[bit_depth]", self.fronts)
         require(sorted(self.order) == sorted(self.fronts), "order", f"{', '.join(self.fronts)}, each once", list(self.order))
-
         for name, make in self.fronts.items():
             try:
                 make()  # a wrong knob stops here, before there is a model

@@ -59,6 +59,7 @@ def fit(
         defense.prepare(model, _chosen(train_data, train), teacher)
     else:
         model.load_state_dict(state.model)
+    del own  # a copy where images are held out
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     if recipe.compile:
