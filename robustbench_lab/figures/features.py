@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from robustbench_lab.figures.paper import (
     write_footer,
     write_legend,
 )
+from robustbench_lab.knobs import at_least
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.storage.records import FEATURES_FILE
 from robustbench_lab.tables.checks import require
@@ -54,16 +55,13 @@ class Features(TableFigure):
     attacked: the class of the attacked images that are shown; classes: the names of all, in order, or None.
     """
 
-    attacked: int
+    attacked: Annotated[int, at_least(0)]
     classes: Sequence[str] | None
     files: ClassVar[Sequence[str]] = (FEATURES_FILE,)
 
     def check(self, table: Table, path: Path) -> None:
         attacked, classes = self.attacked, self.classes
-        named = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
-        require(named, path, "figure.classes", "a list of the classes' names, in order", classes)
-        known = isinstance(attacked, int) and not isinstance(attacked, bool) and attacked >= 0 and (not classes or attacked < len(classes))
-        require(known, path, "figure.attacked", "the number of a class, from 0", attacked)
+        require(not classes or attacked < len(classes), path, "figure.attacked", "the number of one of figure.classes, from 0", attacked)
         kept = any(parsed(word).key_or_group == "keep" for _, _, words in table.words() for word in words)
         require(kept, path, "figure", "words with keep=[features], for a figure of features", table.overrides)
 

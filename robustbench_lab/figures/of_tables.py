@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Knobs
 from robustbench_lab.tables.drawing import kind_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TableFigure:
+class TableFigure(Knobs):
     """A kind of figure; its fields are the keys of a table's `figure:` node beside `kind`, and conf/figure/<kind>.yaml names the class.
 
     files: of an evaluation, that it is drawn from beside the record. thinned: whether a short profile may leave out columns between the

@@ -206,11 +206,11 @@ def test_no_rounding_decides_where_the_final_search_ends(
 
         def __init__(self, seed: int) -> None:
             super().__init__()
-            self.draw = torch.Generator().manual_seed(seed)
+            self.noise = torch.Generator().manual_seed(seed)
 
         def forward(self, x: Tensor) -> Tensor:
             logits = model(x)
-            return logits * (1 + 1e-15 * torch.randn(logits.shape, generator=self.draw, dtype=logits.dtype))
+            return logits * (1 + 1e-15 * torch.randn(logits.shape, generator=self.noise, dtype=logits.dtype))
 
     model = tiny_net(3, 10).double()
     x, y = edge_images(30, 3).double(), torch.arange(30) % 10

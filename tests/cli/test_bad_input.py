@@ -185,7 +185,7 @@ def test_evaluate_names_the_key_and_what_came(refused, trained, tiny, words, key
         (["defense=learn2perturb", "defense.start_epoch=0"], "defense.noise_start_epoch", "training.epochs=3"),
         (["defense=gda", "defense.sigma=inf"], "defense.sigma", "inf"),
         (["backbone.widths=[]"], "backbone.widths", "[]"),
-        (["backbone.widths=[0]"], "backbone.widths[0]", "0"),
+        (["backbone.widths=[0]"], "backbone.widths", "[0]"),
     ],
 )
 def test_train_names_the_key_and_what_came(refused, tiny, words, key, came):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.front import Front
-from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import run_of
+from robustbench_lab.settings.identity import run_at_words
 
 CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "front").glob("*.yaml"))
 AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, _partial_: true, bits: 1}"
@@ -46,7 +45,7 @@ def test_fronts_come_in_the_order_of_the_words(run_objects: Callable[..., Any]) 
 
 def test_their_order_is_part_of_the_runs_name() -> None:
     def named(*words: str) -> str:
-        return run_of(*compose("train", ["defense=preprocessed", *words])).fingerprint
+        return run_at_words(["defense=preprocessed", *words]).fingerprint
 
     assert named(AGAIN) != named(AGAIN, "defense.order=[again,bit_depth]")
     assert named(AGAIN) == named(AGAIN, "defense.order=[bit_depth,again]")
@@ -67,7 +66,7 @@ def test_the_network_behind_bit_depth_is_that_of_feature_squeezing(run_objects: 
         (["front@defense.fronts=[]"], r"^defense.fronts: expected one or more choices of conf/front"),
         (["defense.fronts.bit_depth._partial_=false"], r"^defense.fronts: expected what makes a front, with _partial_: true"),
         (["defense.order=[median]"], r"^defense.order: expected bit_depth, each once"),
-        (["defense.fronts.bit_depth.bits=9"], r"^defense.fronts.bit_depth.bits: expected a whole number of bits"),
+        (["defense.fronts.bit_depth.bits=9"], r"^defense.fronts.bit_depth.bits: expected a whole number >= 1 and <= 8"),
     ],
 )
 def test_what_does_not_fit_is_named(words: list[str], said: str, run_objects: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from robustbench_lab.figures.features import COLOURS, Cloud, features_figure, fi
 from robustbench_lab.tables.cells import cells_of
 from robustbench_lab.tables.reading import read_table, reshaped
 
-WORDS = ["backbone=small_cnn", "attack=fgsm", "keep_features=20"]
+WORDS = ["backbone=small_cnn", "attack=fgsm", "keep=[features]", "keep.features.per_class=20"]
 TABLE = {"overrides": WORDS, "published": None, "figure": {"kind": "features", "attacked": 1, "classes": ["plane", "car", "bird"]}}
 
 
@@ -148,12 +148,12 @@ def test_embedded_images_do_not_have_the_papers_names(written: Callable[..., str
     ("changed", "message"),
     [
         ({"figure": {"kind": "features"}}, "figure: expected for features kind, attacked, perhaps classes, got"),
-        ({"figure": {"kind": "features", "attacked": -1}}, "figure.attacked: expected the number of a class"),
-        ({"figure": {"kind": "features", "attacked": 2, "classes": ["a", "b"]}}, "figure.attacked: expected the number of a class"),
+        ({"figure": {"kind": "features", "attacked": -1}}, "figure.attacked: expected a whole number >= 0"),
+        ({"figure": {"kind": "features", "attacked": 2, "classes": ["a", "b"]}}, "figure.attacked: expected the number of one of figure.classes"),
         ({"figure": {"kind": "features", "attacked": 0, "classes": "ab"}}, "figure.classes: expected a list"),
-        ({"overrides": WORDS[:2]}, "expected words with keep_features, for a figure of features"),
+        ({"overrides": WORDS[:2]}, "expected words with keep=\\[features\\], for a figure of features"),
         ({"figure": {"kind": "pictures", "x": "eps"}}, "figure: expected for pictures kind, got"),
-        ({"figure": {"kind": "curves", "x": "eps", "scale": "linear"}}, "figure.scale: expected log, or no such key, got 'linear'"),
+        ({"figure": {"kind": "curves", "x": "eps", "scale": "linear"}}, "figure.scale: expected log, or null, got 'linear'"),
     ],
 )
 def test_a_figure_that_is_declared_wrongly(changed, message, written: Callable[..., str]) -> None:

@@ -197,6 +197,7 @@ def test_a_kind_is_a_file_of_its_own(outputs, monkeypatch, tmp_path):
     conf.mkdir(parents=True)
     (conf / "dots.yaml").write_text("_target_: robustbench_lab.figures.curves.Dots\nsize: 3\n")
     monkeypatch.setattr(drawing, "CONF", conf.parent)
+    monkeypatch.setattr(drawing, "choices", lambda group: ["dots"])
     monkeypatch.setattr(curves, "Dots", Dots, raising=False)
     assert drawing.figure_kinds() == ["dots"]
     table = replace(curved, figure={"kind": "dots", "colour": "red"})

@@ -30,7 +30,7 @@ def asked_for(cells: list[Cell]) -> set[str]:
         found |= {f"{group}={choice}" for group, choice in evaluation.choices.items()}
         for run in cell.runs:
             found |= {f"{group}={choice}" for group, choice in run.choices.items() if "." not in group}
-        for word in cell.overrides:
+        for word in (word for one in cell.measurements for word in one.overrides):
             if choices(parsed(word).key_or_group) and not word.startswith("metric="):
                 found.add(f"{parsed(word).key_or_group}={parsed(word).value()}")
             found |= set(re.findall(r"keep\w*|test_first|attack_misclassified|without_noise|panel=\w+", word))

@@ -264,7 +264,7 @@ def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
         ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, got 'pie'"),
         ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
-        ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected the axis's name and unit, got 3"),
+        ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected a text, got 3"),
         ({"kind": "curves", "x": "eps"}, ["0.2", "0.1"], "columns: expected labels that are numbers, rising, for a figure of curves"),
         ({"kind": "curves", "x": "eps"}, ["0.1", "0.1x"], "columns: expected labels that are numbers, rising, for a figure of curves"),
     ],
@@ -303,7 +303,7 @@ def test_every_rule_names_what_exists():
                 fitting = [file for file in fitting if file.stem.startswith(package.rpartition(".")[2])]
             assert fitting, f"{path}: nothing fits {pattern}"
             cells.extend([*(["attack=worst_of"] if package else []), f"{key}={file.stem}", *words] for file in fitting)
-    found = Expansion(cells)
+    found = Expansion()
     for words in cells:
         found.evaluation(words)
 

@@ -239,7 +239,7 @@ def test_a_transfer_record_needs_the_source_it_was_made_with(written, outputs):
     source = cell.evaluation.source
     assert source is not None
     assert source.config["seed"] == 1
-    fill(cell, outputs, 9, 8, source={"model_digest": "theirs"})
+    fill(cell, outputs, 9, 8, source={"model_digest": "theirs", "name": source.name})
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "theirs", "config": source.config})
     assert pages(name, outputs)[1][0]["ours"] == "80"
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "retrained", "config": source.config})
