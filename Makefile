@@ -36,7 +36,7 @@ test: $(VENV)/.installed-dev  ## lint, types and the quick tests (4 minutes on 2
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n auto
 
-test-all: test test-launchers  ## make test, then what waits for real launchers
+test-all: test test-launchers  ## make test, then test-launchers (8 minutes on 2 cores)
 
 reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib CELLS=covering PLAN=1
 	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) cells=$(CELLS) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
