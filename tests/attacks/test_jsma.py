@@ -215,7 +215,7 @@ def test_art(theta: float, digits_model: Defended, digits: tuple[ImageSet, Image
     assert hit.sum() >= theirs_hit.sum() - 1
     assert hit.float().mean() > 0.9
     both = hit & theirs_hit
-    assert L0.distance(x_adv, x)[both].mean() <= 1.3 * L0.distance(theirs, x)[both].mean()  # of 6 to 10 pixels, by the network
+    assert L0.distance(x_adv, x)[both].mean() <= 1.25 * L0.distance(theirs, x)[both].mean()  # of 6 to 10 pixels, by the network
 
 
 @pytest.mark.parametrize(
