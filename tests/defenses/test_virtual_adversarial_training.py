@@ -37,11 +37,11 @@ def test_two_classes_by_hand(xi: str, built: Callable[..., Any]) -> None:
     With m = x1 - 2 x2 and p = 1 / (1 + e^-m), r moves m by +-eps sqrt 5; CE of class 0 is ln(1 + e^-m).
     """
     defense = built("defense", "vat", "defense.weight=3", "defense.eps=0.4", f"defense.xi={xi}")
-    model = linear(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
-    x = torch.rand(16, 1, 1, 2, generator=torch.Generator().manual_seed(0))
+    model = linear(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).double()  # a difference quotient of step xi
+    x = torch.rand(16, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     batch = batch_of(x, torch.zeros(16, dtype=torch.int64))
-    away = torch.tensor([1.0, -2.0]) / math.sqrt(5)
-    ends = (batch.rng.fold("vat").normal(2) @ away).sign()
+    away = torch.tensor([1.0, -2.0], dtype=torch.float64) / math.sqrt(5)
+    ends = (batch.rng.fold("vat").normal(2).double() @ away).sign()
     assert len(ends.unique()) == 2
 
     total = 0.0
