@@ -195,7 +195,7 @@ def test_padded_shortcut_meets_the_convolution(size: int) -> None:
     x = torch.rand(2, 1, size, size)
     centre = torch.zeros(1, 1, 3, 3)
     centre[..., 1, 1] = 1
-    assert torch.equal(PaddedShortcut(1, 2, 2)(x)[:, :1], conv2d(x, centre, stride=2, padding=1))
+    torch.testing.assert_close(PaddedShortcut(1, 2, 2)(x)[:, :1], conv2d(x, centre, stride=2, padding=1))
 
 
 def stage_sizes(model: Backbone, x: Tensor) -> list[int]:
@@ -280,7 +280,7 @@ def test_the_efficient_defenses_block_activates_after_the_sum() -> None:
         nn.init.zeros_(parameter)
     nn.init.constant_(block.get_parameter("conv3.bias"), -0.5)
     maps = torch.rand(2, 128, 5, 5)
-    assert torch.equal(block(maps), (maps - 0.5).clamp(min=0))
+    torch.testing.assert_close(block(maps), (maps - 0.5).clamp(min=0))
 
 
 def test_the_efficient_defenses_cifar_cnn_by_hand() -> None:

@@ -69,7 +69,7 @@ def test_gradients_by_hand() -> None:
     eta = torch.randn(2, 2) * (20 / 3) ** 0.5
     weight = layer.layer.get_parameter("weight")
     assert weight.grad is not None
-    assert torch.equal(weight.grad, torch.tensor([[2.0, -1.0], [2.0, -1.0]]))
+    torch.testing.assert_close(weight.grad, torch.tensor([[2.0, -1.0], [2.0, -1.0]]))
     assert alpha.grad is not None
     assert alpha.grad.flatten().tolist() == pytest.approx((eta @ x[0]).tolist(), rel=1e-5)
 
