@@ -1,4 +1,9 @@
-"""TODO."""
+"""Signs that a model hides its gradients rather than resists: what a panel says of the model, and an evaluation beside its panel.
+
+Each is a code, a message with n, and its figures.
+
+Source: Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
+"""
 
 from __future__ import annotations
 
