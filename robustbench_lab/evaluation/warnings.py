@@ -1,9 +1,4 @@
-"""Signs that a model hides its gradients rather than resists: what a panel says of the model, and an evaluation beside its panel.
-
-Each is a code, a message with n, and its figures.
-
-Source: Athalye et al. 2018, arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705.
-"""
+"""The rules behind a panel's signs (sources: evaluation/panel.py): what its figures say of the model, and of an evaluation beside it."""
 
 from __future__ import annotations
 
