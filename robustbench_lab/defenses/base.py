@@ -51,6 +51,7 @@ class Turns:
 class Player:
     """One side of alternating training: its parameters, or groups of them, get their own optimiser, which lowers its loss at each turn.
 
+    parameters: a group may have an `lr_factor`, by which its learning rate is multiplied at each step.
     loss: a scalar; or an iterator over the scalars that it is the sum of, each made after the one before has had its backward pass, so that
     memory is that of one term.
     in_eval: modules that are in eval mode while it moves, such as BatchNorm layers whose statistics shall not. Fixed fronts always are.

@@ -15,19 +15,21 @@ from robustbench_lab.training.recipe import Recipe
 def optimizer_and_rates(parameters: Sequence[Any], model: nn.Module, recipe: Recipe) -> tuple[Any, list[float]]:
     """The recipe's optimiser of a player's parameters, or groups of them, and the learning rate of each of its groups.
 
-    With `learning_rates`, each group is split into those of one factor. Raises LabError for a glob that fits no parameter of the model.
+    A group's own `lr_factor` multiplies its rate. With `learning_rates`, each group is split into those of one factor. Raises LabError for
+    a glob that fits no parameter of the model.
     """
+    wanted: Sequence[Mapping[str, Any]] = parameters if parameters and isinstance(parameters[0], Mapping) else [{"params": parameters}]
     if recipe.learning_rates is None:
-        optimizer = recipe.optimizer(list(parameters))
-        return optimizer, [group["lr"] for group in optimizer.param_groups]
+        optimizer = recipe.optimizer([{**group} for group in wanted])
+        return optimizer, [group["lr"] * group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     factors = factors_of(model, recipe.learning_rates)
     groups, shares = [], []
-    for group in parameters if parameters and isinstance(parameters[0], Mapping) else [{"params": parameters}]:
+    for group in wanted:
         by_factor: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_factor.setdefault(factors[id(parameter)], []).append(parameter)
         groups += [{**group, "params": chosen} for chosen in by_factor.values()]
-        shares += list(by_factor)
+        shares += [factor * group.get("lr_factor", 1.0) for factor in by_factor]
     optimizer = recipe.optimizer(groups)
     return optimizer, [group["lr"] * share for group, share in zip(optimizer.param_groups, shares, strict=True)]
 

@@ -69,10 +69,18 @@ def ce(x: float) -> float:
 # Feature matching: eq. 6 to 10
 
 
-@pytest.mark.parametrize(("length", "alpha", "beta"), [(64, 1.6e-8, 5.6e-3), (512, 4.525483e-8, 1.5839192e-2)])
-def test_fm_alpha_and_beta(length: int, alpha: float, beta: float, built: Callable[..., Any]) -> None:
-    """Eq. 7: sqrt(64) = 8, sqrt(512) = 22.627417, times 2e-9 and 7e-4."""
-    loss = built("defense", "fm").fullple(length)
+@pytest.mark.parametrize(
+    ("radical", "length", "alpha", "beta"),
+    [
+        ("whole", 64, 3.577709e-4, 0.2116601),  # the roots of 64 * 2e-9 = 1.28e-7 and 64 * 7e-4 = 0.0448
+        ("whole", 512, 1.011929e-3, 0.5986652),  # of 1.024e-6 and 0.3584
+        ("length", 64, 1.6e-8, 5.6e-3),  # sqrt(64) = 8, times 2e-9 and 7e-4
+        ("length", 512, 4.525483e-8, 1.5839192e-2),  # sqrt(512) = 22.627417
+    ],
+)
+def test_fm_alpha_and_beta(radical: str, length: int, alpha: float, beta: float, built: Callable[..., Any]) -> None:
+    """Eq. 7, in both readings."""
+    loss = built("defense", "fm", f"defense.radical={radical}").fullple(length)
     assert loss.alpha == pytest.approx(alpha, rel=1e-6)
     assert loss.beta == pytest.approx(beta, rel=1e-6)
     assert loss.negatives == "sum"
@@ -132,6 +140,9 @@ def test_fm_tells_how_far_apart_its_classes_are(built: Callable[..., Any]) -> No
             "smallest_embedding_distance": 13**0.5,
             "mean_own_distance": (1 + 0 + 4) / 3,
             "mean_nearest_other_distance": (18**0.5 + 13**0.5 + 2) / 3,
+            "median_gap": 18**0.5 - 1,  # of this, 13 ** .5 - 0 and 13 ** .5 - 2
+            "beta": (2 * 7e-4) ** 0.5,
+            "embedding_step": 0,
         }
     )
 
@@ -144,7 +155,7 @@ def test_fm_parameter_counts(backbone: str, count: int, run_objects: Callable[..
     embeddings = model.get_parameter("network.backbone.head.weight")
     assert embeddings.shape == (10, 512)
     assert embeddings.std().item() == pytest.approx(1, abs=0.05)
-    assert model.own_loss.beta == pytest.approx(1.5839192e-2)
+    assert model.own_loss.beta == pytest.approx(0.5986652)
 
 
 def test_fm_needs_a_linear_head(built: Callable[..., Any]) -> None:
@@ -407,7 +418,7 @@ def test_standard_training_is_cross_entropy(built: Callable[..., Any]) -> None:
     ("name", "override", "key"),
     [
         ("fm", "defense.negatives=all", "negatives"),
-        ("fm", "defense.alpha_scale=0", "alpha_scale"),
+        ("fm", "defense.alpha=0", "alpha"),
         ("fm", "defense.start_epoch=-1", "start_epoch"),
         ("fm", "defense.budget.eps=-1", "budget.eps"),
         ("fm", "defense.budget.eps=inf", "budget.eps"),
@@ -416,9 +427,11 @@ def test_standard_training_is_cross_entropy(built: Callable[..., Any]) -> None:
         ("trades", "defense.beta=0", "beta"),
         ("trades", "defense.attack.labels=predicted", "attack.labels"),
         ("label_smoothing", "defense.true_weight=1.1", "true_weight"),
-        ("fm", "defense.alpha_scale=inf", "alpha_scale"),
-        ("fm", "defense.beta_scale=inf", "beta_scale"),
+        ("fm", "defense.alpha=inf", "alpha"),
+        ("fm", "defense.beta=inf", "beta"),
         ("fm", "defense.embedding_std=inf", "embedding_std"),
+        ("fm", "defense.embedding_lr=-1", "embedding_lr"),
+        ("fm", "defense.radical=all", "radical"),
         ("fm", "defense.clean_weight=inf", "clean_weight"),
         ("fm", "defense.adversarial_weight=nan", "adversarial_weight"),
         ("adversarial_training", "defense.adversarial_weight=inf", "adversarial_weight"),

@@ -354,7 +354,7 @@ def test_an_installed_copy_finds_the_conf_inside_the_package(tmp_path):
     command = [sys.executable, "-c", code, "-", "train", "defense=fm", "--cfg", "job", "--resolve"]
     environment = {"PATH": "/usr/bin"}
     found = yaml.safe_load(subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True).stdout)
-    assert found["defense"]["alpha_scale"] == "2e-9" or found["defense"]["alpha_scale"] == 2e-9
+    assert found["defense"]["alpha"] == "2e-9" or found["defense"]["alpha"] == 2e-9
     assert found["output_root"] == str(elsewhere / "outputs")
 
 
