@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from built_kinds import KINDS
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
@@ -66,7 +67,7 @@ def _config(group: str, name: str, overrides: tuple[str, ...]) -> dict[str, Any]
 @pytest.fixture(scope="session")
 def built() -> Callable[..., Any]:
     """`built("attack", "pgd", "attack.steps=3")`: the object that conf/attack/pgd.yaml and these overrides describe."""
-    return lambda group, name, *overrides: build(_config(group, name, overrides), group)
+    return lambda group, name, *overrides: build(_config(group, name, overrides), group, KINDS[group])
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from hydra.utils import get_object
 
 import robustbench_lab
+from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import (
     NOT_EMPTY,
@@ -164,9 +165,12 @@ def test_every_dataclass_that_a_config_names_checks_its_knobs() -> None:
 @pytest.mark.parametrize("wrong", [1e9, True, "pgd", None, [], {"steps": 1}])
 def test_a_plain_value_where_an_object_is_wanted_is_named_with_its_whole_key(wrong: object) -> None:
     right = plain(compose("train", ["defense=adversarial_training", "dataset=cifar10"])[0], "defense")["defense"]
-    build(right, "defense")
-    with pytest.raises(LabError, match=f"^defense.attack: expected an Attack, got {re.escape(repr(wrong))}$"):
-        build({**right, "attack": wrong}, "defense")
+    build(right, "defense", Defense)
+    told = r"defense.attack._target_: expected the class of an Attack, got none"
+    if not isinstance(wrong, dict):
+        told = f"defense.attack: expected an Attack, got {re.escape(repr(wrong))}"
+    with pytest.raises(LabError, match=f"^{told}$"):
+        build({**right, "attack": wrong}, "defense", Defense)
     for key in ("clean_weight", "start_epoch"):
-        with pytest.raises(LabError, match=rf"^defense\.{key}: expected a (finite|whole) number >= 0, got .*Budget\("):
-            build({**right, key: right["budget"]}, "defense")
+        with pytest.raises(LabError, match=rf"^defense\.{key}: expected a (finite|whole) number >= 0, got an object \(.*Budget\)$"):
+            build({**right, key: right["budget"]}, "defense", Defense)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from robustbench_lab.evaluation.keepers.base import Keeper
 from robustbench_lab.evaluation.keepers.examples import Examples
 from robustbench_lab.evaluation.keepers.plane import Plane
 from robustbench_lab.evaluation.protocol import Protocol
+from robustbench_lab.metrics.base import Measure
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Evaluation, fingerprint
 
@@ -25,8 +27,11 @@ def protocol_of(config: Mapping[str, Any], batch_size: int) -> Protocol:
         eot_samples=config["eot_samples"],
         precision=config["search_precision"],
         misclassified=config.get("attack_misclassified", False),
-        measures={name: build(entry, f"metric.{name}") for name, entry in config.get("metric", {}).items()},
-        keepers=[*(keeper() for keeper in ALWAYS), *(build(entry, f"keep.{name}") for name, entry in config.get("keep", {}).items())],
+        measures={name: build(entry, f"metric.{name}", Measure) for name, entry in config.get("metric", {}).items()},
+        keepers=[
+            *(keeper() for keeper in ALWAYS),
+            *(build(entry, f"keep.{name}", Keeper) for name, entry in config.get("keep", {}).items()),
+        ],
     )
 
 

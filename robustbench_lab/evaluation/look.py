@@ -35,11 +35,11 @@ class Look:
     def of(cls, config: Mapping[str, Any], run: Run, protocol: Protocol, without_noise: bool = False) -> Look:
         """The panel of a resolved config (panel, budget, dataset), with its own ball, or the dataset's usual one where that is unbounded or
         of l0. Raises LabError where one of the panel's attacks cannot search it."""
-        panel, budget = build(config["panel"], "panel"), build(config["budget"], "budget")
+        panel, budget = build(config["panel"], "panel", Panel), build(config["budget"], "budget", Budget)
         ball = config["budget"]
         if budget.norm == "l0" or not 0 < budget.eps < math.inf:
             ball = {**ball, **config["dataset"]["budget"]}
-            budget = build(ball, "dataset.budget")
+            budget = build(ball, "dataset.budget", Budget)
         if panel.images:
             panel.check(budget)
         asked = {"test_size": config["dataset"].get("test_size"), "without_noise": without_noise or None}

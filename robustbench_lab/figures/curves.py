@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures.of_tables import TableFigure, footer_of, images_of, subject_of
+from robustbench_lab.figures.of_tables import footer_of, images_of, subject_of
 from robustbench_lab.figures.paper import (
     INK,
     LEGEND_LINE,
@@ -28,6 +28,7 @@ from robustbench_lab.figures.paper import (
     write_legend,
 )
 from robustbench_lab.tables.checks import require
+from robustbench_lab.tables.drawing import TableFigure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

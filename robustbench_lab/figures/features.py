@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures.of_tables import TableFigure, arrays_of, footer_of
+from robustbench_lab.figures.of_tables import arrays_of, footer_of
 from robustbench_lab.figures.paper import (
     INK,
     LEGEND_LINE,
@@ -33,6 +33,7 @@ from robustbench_lab.knobs import at_least
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.storage.records import FEATURES_FILE
 from robustbench_lab.tables.checks import require
+from robustbench_lab.tables.drawing import TableFigure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

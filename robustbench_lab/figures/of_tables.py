@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import Knobs
 from robustbench_lab.tables.drawing import kind_of
 
 if TYPE_CHECKING:
@@ -18,25 +16,6 @@ if TYPE_CHECKING:
 
     from robustbench_lab.tables.cells import Cell
     from robustbench_lab.tables.grid import Table
-
-
-@dataclass(frozen=True)
-class TableFigure(Knobs):
-    """A kind of figure; its fields are the keys of a table's `figure:` node beside `kind`, and conf/figure/<kind>.yaml names the class.
-
-    files: of an evaluation, that it is drawn from beside the record. thinned: whether a short profile may leave out columns between the
-    first and the last.
-    """
-
-    files: ClassVar[Sequence[str]] = ()
-    thinned: ClassVar[bool] = False
-
-    def check(self, table: Table, path: Path) -> None:
-        """Raises LabError, with file and line, for a table that it cannot draw."""
-
-    def draw(self, table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
-        """None where nothing that it shows is measured. Raises LabError for a damaged file."""
-        raise NotImplementedError
 
 
 def drawn(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.figures.of_tables import TableFigure, arrays_of, footer_of, images_of
+from robustbench_lab.figures.of_tables import arrays_of, footer_of, images_of
 from robustbench_lab.figures.paper import (
     CLEAN,
     MARGIN,
@@ -28,6 +28,7 @@ from robustbench_lab.figures.paper import (
     write_footer,
 )
 from robustbench_lab.storage.records import EXAMPLES_FILE
+from robustbench_lab.tables.drawing import TableFigure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

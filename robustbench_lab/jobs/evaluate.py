@@ -67,7 +67,8 @@ class Asked:
     @classmethod
     def of(cls, cfg: DictConfig, evaluation: Evaluation) -> Asked:
         config, output_root = evaluation.config, Path(cfg.output_root).absolute()
-        attack, budget, threat_model = (build(config[group], group) for group in ("attack", "budget", "threat_model"))
+        attack, budget = build(config["attack"], "attack", Attack), build(config["budget"], "budget", Budget)
+        threat_model = build(config["threat_model"], "threat_model", ThreatModel)
         attack.check(budget)
         check_view(threat_model, attack)
         check("test_first", cfg.test_first, Count | None)

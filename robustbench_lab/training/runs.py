@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Classifier, Defended
+from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.settings.build import build, dataset_of
 from robustbench_lab.settings.identity import Run, nearest_runs
@@ -23,16 +25,16 @@ from robustbench_lab.training.recipe import Recipe
 
 def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     """What a run's config describes, with the weights that its seed gives."""
-    dataset = dataset_of(run.config)
-    defense = build(run.config["defense"], "defense")
-    recipe = build(run.config["training"], "training")
+    dataset = dataset_of(run.config, Dataset)
+    defense = build(run.config["defense"], "defense", Defense)
+    recipe = build(run.config["training"], "training", Recipe)
     seed = run.config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise LabError(f"seed: expected a whole number, got {seed!r}")
 
     def make_net() -> Classifier:
-        normalise = build(run.config["dataset"]["normalise"], "dataset.normalise")
-        return Classifier(normalise, build(run.config["backbone"], "backbone"), (dataset.channels, dataset.size, dataset.size))
+        normalise = build(run.config["dataset"]["normalise"], "dataset.normalise", FirstLayer)
+        return Classifier(normalise, build(run.config["backbone"], "backbone", Backbone), (dataset.channels, dataset.size, dataset.size))
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from built_kinds import KINDS
 from hydra import compose, initialize_config_dir
 
 from robustbench_lab.attacks.worst_of import WorstOf
@@ -24,7 +25,7 @@ def described(group: str, name: str) -> dict[str, Any]:
 
 
 def made(group: str, name: str) -> Any:
-    return build(described(group, name), group)
+    return build(described(group, name), group, KINDS[group])
 
 
 def kind(value: object) -> object:

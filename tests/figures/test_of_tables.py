@@ -178,7 +178,7 @@ def test_a_kind_is_a_file_of_its_own(outputs, monkeypatch, tmp_path):
     """A class, and a choice that names it: table, profile, drawing and the files that are published take it, and no other file knows it."""
     from robustbench_lab.tables import drawing
 
-    class Dots(of_tables.TableFigure):
+    class Dots(drawing.TableFigure):
         files = ("dots.npz",)
         thinned = True
 
@@ -199,6 +199,7 @@ def test_a_kind_is_a_file_of_its_own(outputs, monkeypatch, tmp_path):
     monkeypatch.setattr(drawing, "CONF", conf.parent)
     monkeypatch.setattr(drawing, "choices", lambda group: ["dots"])
     monkeypatch.setattr(curves, "Dots", Dots, raising=False)
+    Dots.__module__ = curves.__name__  # where its file would be
     assert drawing.figure_kinds() == ["dots"]
     table = replace(curved, figure={"kind": "dots", "colour": "red"})
     fake_records.fill_plausibly(cells_of(table, outputs)[:1], outputs)

@@ -110,7 +110,7 @@ def test_an_interrupted_evaluation_measures_the_same(data: ImageSet) -> None:
 def test_every_file_builds_the_variant_that_it_is_named_after(name: str, built: Callable[..., Any]) -> None:
     (key, entry), *others = plain(compose("evaluate", [f"metric=[{name}]"])[0], "metric")["metric"].items()
     assert (key, others) == (name, [])
-    measure = build(entry, f"metric.{name}")
+    measure = build(entry, f"metric.{name}", Measure)
     assert isinstance(measure, Measure)
     assert measure.as_published == name.endswith("_as_published")
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from itertools import chain
 
+from robustbench_lab.attacks.base import Attack
+from robustbench_lab.defenses.base import Defense
 from robustbench_lab.evaluation.asked import protocol_of
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Evaluation
@@ -20,7 +22,7 @@ def evaluations(every: Iterable[tuple[str, ...]], *groups: str) -> list[Evaluati
 def test_every_training_lasts_until_its_defense_begins(words_of_cells) -> None:
     late = set()
     for run in (evaluation.run for evaluation in evaluations(chain(*words_of_cells.values()), "defense", "training", "profile")):
-        build(run.config["defense"], "defense").check_epochs(run.config["training"]["epochs"])
+        build(run.config["defense"], "defense", Defense).check_epochs(run.config["training"]["epochs"])
         late |= {run.choices["defense"] for key in ("start_epoch", "noise_start_epoch") if run.config["defense"].get(key)}
     assert {"fm", "pni", "learn2perturb", "adversarial_training_pni"} <= late, "there is something to check"
 
@@ -30,6 +32,6 @@ def test_every_metric_suits_its_attack(words_of_cells) -> None:
     for evaluation in evaluations(chain(*words_of_cells.values()), "metric", "attack", "budget"):
         if "metric" in evaluation.config:
             protocol = protocol_of(evaluation.config, batch_size=1)
-            protocol.check(build(evaluation.config["attack"], "attack"))
+            protocol.check(build(evaluation.config["attack"], "attack", Attack))
             found |= set(protocol.measures)
     assert {"empirical_robustness_as_published", "training_set_distance_as_published", "perturbation_norm"} <= found
