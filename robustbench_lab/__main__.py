@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -14,7 +15,8 @@ from robustbench_lab.multirun import failures, job
 from robustbench_lab.output import told_to_a_reader_that_may_leave
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable
-from robustbench_lab.settings.verbs import VERBS, check_words
+from robustbench_lab.settings.refusals import REFUSALS, refusal
+from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words
 
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 
@@ -75,16 +77,24 @@ def command() -> None:
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra refuses is told here, as what we refuse
     try:
+        check_environment()
         check_launcher(arguments)
+        check_flags(arguments)
         check_words(verb, arguments)
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
         raise SystemExit(130) from None
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (LabError, *REFUSALS) as error:
+        if before == "1" and not isinstance(error, LabError):
+            raise
+        print(f"error: {refusal(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if failed := failures():
         print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
         raise SystemExit(1)

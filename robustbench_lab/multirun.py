@@ -18,7 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import check_flags
+from robustbench_lab.settings.conf import path_of
+from robustbench_lab.settings.keys import check_config
+from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.storage.files import SCHEMA, read_json, storing, write_json
 from robustbench_lab.storage.records import ERROR_FILE
 
@@ -33,7 +35,7 @@ class RememberSweep(Callback):
     """Hydra's word to us, in the process that launches, of where the jobs of the sweep leave their errors."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
+        folder = path_of(config.hydra.sweep.dir, "hydra.sweep.dir")
         _sweeps.append(folder)
         if config.hydra.job.config_name == "reproduce":  # often there is nothing to launch, and then nothing to leave
             return
@@ -53,14 +55,14 @@ def job(cfg: DictConfig) -> None:
         words = [word for word in run.overrides.task if not word.startswith(PLACES)]
         sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
     try:
-        check_flags(cfg)
+        check_config(cfg, str(run.job.config_name))
         import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
     except Exception as error:
         if one_of_many:
             log.error("failed: %s", error)
             leave_error(error)
-        elif isinstance(error, LabError):
-            print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, (LabError, *REFUSALS)):
+            print(f"error: {refusal(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         else:
             raise

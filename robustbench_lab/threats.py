@@ -39,6 +39,14 @@ class Budget(Knobs):
         whole = self.norm != "l0" or self.eps == math.inf or float(self.eps).is_integer()
         require(whole, "eps", "a whole number of pixels, or inf, with norm=l0", self.eps)
 
+    def check(self, shape: Sequence[int], key: str) -> None:
+        """Stop where no image [C, H, W] could be that far from another: eps was then meant in another unit. Raises LabError."""
+        farthest = {"linf": 1.0, "l2": math.prod(shape) ** 0.5, "l0": math.prod(shape[1:])}[self.norm]
+        if farthest < self.eps < math.inf:
+            unit = "as a number of pixels" if self.norm == "l0" else "as a fraction of the pixel range: 8/255"
+            meant = f"at most {farthest:g}, the farthest that two images are apart in {self.norm}, {unit}; or inf"
+            raise LabError(f"{key}.eps: expected {meant}, got {self.eps}")
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point of the ball, then of the box. As x lies in the box, the second step does not leave the ball."""
         if self.eps < math.inf:

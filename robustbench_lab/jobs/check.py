@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -12,9 +11,11 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.look import Look
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import signs
-from robustbench_lab.settings.conf import current_choices, current_overrides, plain
+from robustbench_lab.settings.build import build
+from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import run_of
-from robustbench_lab.training.runs import digest_of, load_run, load_split
+from robustbench_lab.threats import Budget
+from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
 
@@ -32,7 +33,7 @@ WORDS = {
 
 
 def main(cfg: DictConfig) -> None:
-    run, output_root = run_of(cfg, current_choices(), current_overrides()), Path(cfg.output_root).absolute()
+    run, output_root = run_of(cfg, current_choices(), current_overrides()), output_root_of(cfg)
     protocol = Protocol(
         seed=cfg.attack_seed,
         batch_size=cfg.batch_size,
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> None:
         eot_samples=cfg.eot_samples,
         precision=cfg.search_precision,
     )
+    check_budget(run, build(plain(cfg, "budget")["budget"], "budget", Budget), "budget")
     look = Look.of(plain(cfg, "panel", "budget", "dataset"), run, protocol)
     if look.key(digest_of(run, output_root)) is None:
         raise LabError("panel.images: expected at least 1 for the verb check, got 0; use panel=full or panel=default")

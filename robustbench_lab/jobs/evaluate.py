@@ -28,10 +28,9 @@ from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Queries, attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
-from robustbench_lab.knobs import Count, check
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
-from robustbench_lab.settings.conf import current_choices, current_overrides, plain
+from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
 from robustbench_lab.storage.files import read_arrays, write_arrays
 from robustbench_lab.storage.folders import EvaluationFolder
@@ -39,7 +38,7 @@ from robustbench_lab.storage.provenance import commit
 from robustbench_lab.storage.records import OUTCOME_FILE
 from robustbench_lab.threats import Budget, ThreatModel
 from robustbench_lab.training.batches import split_validation
-from robustbench_lab.training.runs import digest_of, load_run, load_split
+from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
 
@@ -66,12 +65,12 @@ class Asked:
 
     @classmethod
     def of(cls, cfg: DictConfig, evaluation: Evaluation) -> Asked:
-        config, output_root = evaluation.config, Path(cfg.output_root).absolute()
+        config, output_root = evaluation.config, output_root_of(cfg)
         attack, budget = build(config["attack"], "attack", Attack), build(config["budget"], "budget", Budget)
         threat_model = build(config["threat_model"], "threat_model", ThreatModel)
         attack.check(budget)
+        check_budget(evaluation.run, budget, "budget")
         check_view(threat_model, attack)
-        check("test_first", cfg.test_first, Count | None)
         protocol = protocol_of(config, cfg.batch_size)
         protocol.check(attack)
         look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))

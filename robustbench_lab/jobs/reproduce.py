@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import lost
-from robustbench_lab.settings.conf import CONF, PACKAGE, check_flags, compose, reference_results, tables_folder
+from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of, path_of, reference_results, tables_folder
+from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.made import Made, content_of
@@ -49,14 +50,10 @@ def sweep(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -
 
 
 def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
-    check_flags(cfg)
-    output_root = Path(cfg.output_root).absolute()
+    check_config(cfg, "reproduce")
+    output_root = output_root_of(cfg)
     tables = chosen_tables(cfg.tables, cfg.table_profile)
     made = None if cfg.plan else _made(output_root)
-    if not isinstance(cfg.plan, bool) and cfg.plan != "full":
-        raise LabError(f"plan: expected true, false or full, got {cfg.plan!r}")
-    if cfg.cells not in ("all", "covering"):
-        raise LabError(f"cells: expected all or covering, got {cfg.cells!r}")
     both = filled(tables, output_root)
     cells_of = {table.name: cells for table, cells in both}
     wanted = covering(both) if cfg.cells == "covering" else cells_of
@@ -121,7 +118,7 @@ class Launches:
 
     def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job]) -> None:
         self.cfg, self.context, self.task_function = cfg, context, task_function
-        self.folder = Path(cfg.hydra.sweep.dir)
+        self.folder = path_of(cfg.hydra.sweep.dir, "hydra.sweep.dir")
         self.launcher = str(cfg.hydra.launcher._target_)
         self.before = {job.file: _written(job.file) for job in jobs}
         self.started = 0
@@ -180,8 +177,8 @@ class Launches:
         keys = ["device", "data.download", "data.workers", *(["batch_size"] if verb == "evaluate" else [])]
         here = {key: OmegaConf.select(self.cfg, key) for key in keys}
         changed = [f"{key}={str(value).lower()}" for key, value in here.items() if value != OmegaConf.select(usual, key)]
-        folders = {"output_root": self.cfg.output_root, "data.root": self.cfg.data.root}
-        places = [*changed, *(f"{key}={quoted(Path(value).absolute())}" for key, value in folders.items())]
+        folders = {"output_root": output_root_of(self.cfg), "data.root": path_of(self.cfg.data.root, "data.root")}
+        places = [*changed, *(f"{key}={quoted(folder)}" for key, folder in folders.items())]
         return [[*job.words, *places] for job in jobs]
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
+from robustbench_lab.settings.conf import output_root_of
 from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.tables.cells import Cell, filled
 from robustbench_lab.tables.grid import Table
@@ -26,7 +27,7 @@ FEW_HAVE = ("ours_std", "seeds", "published_std", "quoted_from")  # columns of t
 
 
 def main(cfg: DictConfig) -> None:
-    output_root = Path(cfg.output_root).absolute()
+    output_root = output_root_of(cfg)
     for table, cells in filled(chosen_tables(cfg.tables, cfg.table_profile), output_root):
         write(table, cells, output_root)
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.settings.conf import current_choices, current_overrides, plain
+from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Run, run_of
 from robustbench_lab.storage.files import SCHEMA, write_bytes
 from robustbench_lab.storage.folders import RunFolder
@@ -43,7 +43,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
     force = bool(cfg.force) if force is None else force
     if tensorboard:
         need_tensorboard()  # what is not installed stops here
-    folder = run.at(Path(cfg.output_root).absolute())
+    folder = run.at(output_root_of(cfg))
     if not force and _found(folder):
         if tensorboard:  # it changes no result, hence no run's name
             with folder.locked():
@@ -57,7 +57,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
     if run.teacher is not None:
         log.info("%s learns from %s", run.name, run.teacher.name)
         train(cfg, run.teacher, force=False)
-        teacher = load_run(run.teacher, Path(cfg.output_root).absolute(), device)[1]
+        teacher = load_run(run.teacher, output_root_of(cfg), device)[1]
     with folder.locked():
         folder = folder.afresh()
         if not force and _found(folder):  # another process finished it while this one waited

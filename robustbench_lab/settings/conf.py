@@ -17,14 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import require
+from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.settings.values import resolved
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
-FLAGS = ("force", "tensorboard", "attack_misclassified", "without_noise", "report", "reference", "data.download")
+PLACES = ("data", "output_root")  # keys whose texts are paths
 HYDRA_VERSION_BASE = "1.3"
-FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+FRACTION = re.compile(rf"\s*([+-]?{NUMBER})\s*/\s*({NUMBER})\s*")  # 8/255, 8./255., .5/255
 
 
 def project_path(relative: str) -> str:
@@ -39,10 +42,11 @@ def reference_results() -> Path | None:
 
 def tables_folder() -> Path:
     """Where the tables' files are: conf/table, or the folder that ROBUSTBENCH_LAB_TABLES names."""
-    return Path(os.environ.get("ROBUSTBENCH_LAB_TABLES") or CONF / "table").absolute()
+    return path_of(os.environ.get("ROBUSTBENCH_LAB_TABLES") or CONF / "table", "ROBUSTBENCH_LAB_TABLES")
 
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
+OmegaConf.register_new_resolver("whole_path", lambda value: str(path_of(value, "output_root")), replace=True)
 
 
 def choices(group: str) -> tuple[str, ...]:
@@ -60,11 +64,22 @@ def _files(group: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((CONF / group).glob("*.yaml"))}
 
 
-def check_flags(cfg: DictConfig) -> None:
-    """Stop at a flag that is neither true nor false: Hydra's grammar takes `no` and `off` for texts, and a text counts as true."""
-    for key in FLAGS:
-        if not isinstance(value := OmegaConf.select(cfg, key, default=False), bool):
-            raise LabError(f"{key}: expected true or false, got {value!r}")
+def path_of(value: object, key: str) -> Path:
+    """A path that a user gave, whole, `~` as the home folder; a number, such as a date, is a name too.
+
+    Raises LabError for what is no path.
+    """
+    named = isinstance(value, str | Path) or (isinstance(value, int) and not isinstance(value, bool))
+    require(named and str(value).strip() != "" and "\0" not in str(value), key, "a path, a text", value)
+    try:
+        return Path(str(value)).expanduser().absolute()
+    except RuntimeError as error:  # ~someone who has no home
+        raise LabError(f"{key}: {error}, got {value!r}") from error
+
+
+def output_root_of(cfg: DictConfig) -> Path:
+    """Where everything is that is written."""
+    return path_of(plain(cfg, "output_root")["output_root"], "output_root")
 
 
 def plain(cfg: DictConfig | dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -83,7 +98,7 @@ def plain(cfg: DictConfig | dict[str, Any], *keys: str) -> dict[str, Any]:
                 content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
         except OmegaConfBaseException as error:
             raise LabError(f"{getattr(error, 'full_key', None) or key}: {str(error).splitlines()[0]}") from error
-        result[key] = content if key == "data" else with_fractions(content, key)  # a path such as 1/2 is no number
+        result[key] = content if key in PLACES else with_fractions(content, key)  # a path such as 1/2 is no number
     return result
 
 
@@ -102,12 +117,18 @@ def with_fractions(value: object, key: str) -> Any:
 
 
 def compose(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config of a verb under overrides, and the choices made in its groups; works inside a running job and outside."""
-    if GlobalHydra.instance().is_initialized():
-        cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
-    else:
-        with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION_BASE):
+    """The config of a verb under overrides, and the choices made in its groups; works inside a running job and outside.
+
+    Raises LabError for words that do not fit.
+    """
+    try:
+        if GlobalHydra.instance().is_initialized():
             cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+        else:
+            with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION_BASE):
+                cfg = hydra_compose(config_name=verb, overrides=list(overrides), return_hydra_config=True)
+    except REFUSALS as error:
+        raise LabError(refusal(error)) from error
     return cfg, dict(cfg.hydra.runtime.choices)
 
 

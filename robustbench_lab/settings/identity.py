@@ -14,8 +14,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import compose, plain
-from robustbench_lab.settings.overrides import RUN_GROUPS, merged_overrides, readable, train_overrides
+from robustbench_lab.knobs import check
+from robustbench_lab.settings.conf import compose, path_of, plain
+from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, merged_overrides, readable, train_overrides
 from robustbench_lab.storage.files import file_digest
 from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder, existing
 from robustbench_lab.storage.records import RUN_FILE
@@ -25,7 +26,6 @@ NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_m
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
 OF_RANDOM_OUTPUT = ("verdict_draws", "eot_samples")  # of these, what changes nothing where no output is random
 ON_REQUEST = ("attack_misclassified", "test_first", "without_noise")  # the same; what is not asked for is not in the name
-LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, or none
 
 LONGEST_CHAIN = 8  # of teachers that have a teacher
 
@@ -219,7 +219,7 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
 
 def _file(path: object, key: str) -> Path:
     """A file that a setting names, where it is. Raises LabError where it is not."""
-    found = Path(str(path)).expanduser().absolute()
+    found = path_of(path, key)
     if not found.is_file():
         raise LabError(f"{key}: expected a file, but there is no {found}")
     return found
@@ -253,10 +253,17 @@ def evaluation_of(cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequen
     return evaluation_from(run_of(cfg, choices, overrides), setting_of(cfg), choices, overrides, run_at_words)
 
 
+def said(config: Mapping[str, Any], group: str, key: str) -> Any:
+    """What a resolved config says of a group's key. Raises LabError where it says nothing."""
+    if not isinstance(config[group], Mapping) or key not in config[group]:
+        raise LabError(f"{group}.{key}: expected a value, got none")
+    return config[group][key]
+
+
 def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and what is asked for, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
-    config["test_size"] = plain(cfg, "dataset")["dataset"].get("test_size")
+    config["test_size"] = said(plain(cfg, "dataset"), "dataset", "test_size")
     asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
     return config | asked | plain(cfg, *(group for group in LISTS if group in cfg))
 
@@ -269,8 +276,10 @@ def evaluation_from(
     Raises LabError when the attacker's other run is the attacked run itself: that is the white box, and must be called so.
     """
     source, source_words = None, []
-    if config["threat_model"]["sees"] in ("twin", "substitute"):
-        source_words = merged_overrides(described_by(run.choices, overrides), config["threat_model"]["overrides"])
+    if said(config, "threat_model", "sees") in ("twin", "substitute"):
+        words = said(config, "threat_model", "overrides")
+        check("threat_model.overrides", words, Sequence[str])
+        source_words = merged_overrides(described_by(run.choices, overrides), words)
         source = run_at(source_words)
         if config["threat_model"]["sees"] == "substitute" and source.fingerprint == run.fingerprint:
             raise LabError(

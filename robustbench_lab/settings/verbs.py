@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.overrides import LISTS, parsed
+from robustbench_lab.settings.refusals import refusal
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
@@ -22,7 +28,17 @@ VERBS = {
     "reproduce": "train and evaluate what tables still miss, then write them and the report",
     "report": "write one page with every table, chart, picture and record there is",
 }
-WORD = re.compile(r"(?P<sign>[+~]*)(?P<key>[^=@]+)(?:@(?P<package>[^=]*))?(?P<value>=.*)?", re.DOTALL)
+VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
+HYDRAS_GROUPS = ("hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
+HYDRAS_KEYS = (
+    "hydra.launcher.",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    "hydra.run.dir",
+    "hydra.verbose",
+)
+NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
+FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd")
 
 
 @functools.cache
@@ -41,27 +57,104 @@ def groups_and_keys(verb: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def check_words(verb: str, arguments: Sequence[str]) -> None:
-    """Stop at a word for a group or key that the verb does not have: Hydra stops too, or, after a +, takes what nothing would read.
-
-    Raises LabError with the nearest that there is, and the verbs that have it.
+    """Stop at a word that Hydra cannot read, or for a group, a choice or a key that the verb does not have: Hydra stops too, with a
+    traceback for some, or takes what nothing would read. Raises LabError with the nearest that there is, and the verbs that have it.
     """
     whose: dict[str, list[str]] = {}
     for other in VERBS:
         for name in itertools.chain(*groups_and_keys(other)):
             whose.setdefault(name, []).append(other)
+    more = [Path(folder) for folder in config_folders(arguments)]
+    values = False  # of the flag before, which takes one
     for argument in arguments:
-        word = WORD.fullmatch(argument)
-        if argument.startswith("-") or word is None or not (word["value"] or word["sign"]):
+        if argument.startswith("-") or values:
+            values = argument in FLAGS_WITH_VALUES
             continue
-        name = re.split(r"[./]", word["package"] or word["key"])[0]
-        if name == "hydra" or verb in whose.get(name, []):
-            continue
-        own = [known for known, verbs in whose.items() if verb in verbs]
-        near = [name] if name in whose else [*get_close_matches(name, own, 1, 0.7), *get_close_matches(name, whose, 1)]
-        remedy = f"did you mean {near[0]}? " if near and near[0] != name else ""
-        if near and verb not in whose[near[0]]:
-            remedy += f"{near[0]} is a word of {', '.join(whose[near[0]])}; "
-        raise LabError(f"{argument}: {verb} has no group or key {name!r}; {remedy}`python -m robustbench_lab {verb} --help` lists them")
+        try:
+            word = parsed(argument)
+        except (HydraException, LabError) as error:
+            raise LabError(f"{argument}: expected key=value, or group=choice; {refusal(error)}") from error
+        name = re.split(r"[./]", word.package or word.key_or_group)[0]
+        if name == "hydra":
+            _check_hydras_own(argument, word)
+        elif verb not in whose.get(name, []):
+            raise LabError(_not_of(verb, argument, name, whose))
+        elif choices(word.key_or_group):
+            _check_choice(argument, word, more)
+
+
+def _not_of(verb: str, argument: str, name: str, whose: Mapping[str, Sequence[str]]) -> str:
+    own = [known for known, verbs in whose.items() if verb in verbs]
+    near = [name] if name in whose else [*get_close_matches(name, own, 1, 0.7), *get_close_matches(name, whose, 1)]
+    remedy = f"did you mean {near[0]}? " if near and near[0] != name else ""
+    if near and verb not in whose[near[0]]:
+        remedy += f"{near[0]} is a word of {', '.join(whose[near[0]])}; "
+    return f"{argument}: {verb} has no group or key {name!r}; {remedy}`python -m robustbench_lab {verb} --help` lists them"
+
+
+def _check_choice(argument: str, word: Override, more: Sequence[Path]) -> None:
+    """Raises LabError unless each choice of a group that the word makes is there; more: folders of choices beside ours."""
+    group, value = word.key_or_group, word.value()
+    if word.type == OverrideType.DEL or isinstance(value, Glob):
+        return
+    several = list(value.list) if isinstance(value, ChoiceSweep) else [value]
+    known = {*choices(group), *(path.stem for folder in more for path in (folder / group).glob("*.yaml"))}
+    for chosen in several:
+        listed = chosen if isinstance(chosen, list) and (group in LISTS or word.package) else [chosen]
+        for entry in listed:
+            text = entry.text if isinstance(entry, QuotedString) else entry
+            if isinstance(text, str) and "${" in text:
+                continue
+            if str(text) not in known or not isinstance(text, str):
+                near = get_close_matches(str(text), known, 1)
+                remedy = f"; did you mean {near[0]}?" if near else ""
+                raise LabError(f"{argument}: expected {group} to be one of {', '.join(sorted(known))}, got {text!r}{remedy}")
+
+
+def _check_hydras_own(argument: str, word: Override) -> None:
+    """Of Hydra's own settings, those that say where and how jobs run; what would name an object for Hydra to make is no word of ours."""
+    key, value = word.key_or_group, word.value()
+    known = key in HYDRAS_GROUPS or any(key == known or (known.endswith(".") and key.startswith(known)) for known in HYDRAS_KEYS)
+    if not known or "_target_" in key or not _plain_value(value):
+        listed = ", ".join([*HYDRAS_GROUPS, *(f"{known}<key>" if known.endswith(".") else known for known in HYDRAS_KEYS)])
+        raise LabError(f"{argument}: of Hydra's own settings, expected {listed} with a plain value")
+
+
+def _plain_value(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(str(key)[:1] not in ("_", "(") and _plain_value(entry) for key, entry in value.items())
+    if isinstance(value, list):
+        return all(map(_plain_value, value))
+    return "${" not in str(value)
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Stop at an option of Hydra's that would run another config than the verb's, or read a pickle; also one cut short."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if len(name) > 2 and name.startswith("-"):
+            for flag in NO_FLAGS:
+                if name == flag or (name.startswith("--") and flag.startswith(name)):
+                    raise LabError(f"{argument}: {flag} is not taken here: a verb has its own config, and no file of another's is run")
+
+
+def config_folders(arguments: Sequence[str]) -> list[str]:
+    """What --config-dir names."""
+    found = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd") and (value or following):
+            found.append(value or following)
+    return found
+
+
+def check_environment() -> None:
+    """Stop at a variable of ours that nothing reads, and at an empty one."""
+    for name, value in os.environ.items():
+        if name.startswith("ROBUSTBENCH_LAB_") and name not in VARIABLES:
+            raise LabError(f"{name}: no such environment variable is read; expected one of {', '.join(VARIABLES)}")
+        if name in VARIABLES and not value.strip():
+            raise LabError(f"{name}: expected a path, got an empty text; set it, or unset it for the usual place")
 
 
 def groups_of(verb: str) -> str:

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from robustbench_lab.settings.conf import choices as choices_of
 from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import LISTS, Evaluation, Run, evaluation_from, evaluation_of, run_of, setting_of
-from robustbench_lab.settings.overrides import RUN_GROUPS, parsed, train_overrides
+from robustbench_lab.settings.identity import Evaluation, Run, evaluation_from, evaluation_of, run_of, setting_of
+from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, parsed, train_overrides
 from robustbench_lab.settings.pieces import Piece, piece
 from robustbench_lab.settings.values import Unresolved, merged, with_value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import check
 from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.randomness import stable_hash
 from robustbench_lab.settings.build import build, dataset_of
-from robustbench_lab.settings.identity import Run, nearest_runs
+from robustbench_lab.settings.conf import path_of
+from robustbench_lab.settings.identity import Run, nearest_runs, said
 from robustbench_lab.storage.folders import Missing
 from robustbench_lab.storage.records import RUN_FILE
+from robustbench_lab.threats import Budget
 from robustbench_lab.training.checkpoints import load_weights, read_tensors
 from robustbench_lab.training.recipe import Recipe
 
@@ -28,12 +32,18 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     dataset = dataset_of(run.config, Dataset)
     defense = build(run.config["defense"], "defense", Defense)
     recipe = build(run.config["training"], "training", Recipe)
+    usual = said(run.config, "dataset", "budget")
+    check("dataset.budget", usual, Mapping[str, Any])
+    check_budget(run, build({"_target_": "robustbench_lab.threats.Budget", **usual}, "dataset.budget", Budget), "dataset.budget")
+    for field in fields(defense):
+        if isinstance(budget := getattr(defense, field.name), Budget):
+            check_budget(run, budget, f"defense.{field.name}")
     seed = run.config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise LabError(f"seed: expected a whole number, got {seed!r}")
 
     def make_net() -> Classifier:
-        normalise = build(run.config["dataset"]["normalise"], "dataset.normalise", FirstLayer)
+        normalise = build(said(run.config, "dataset", "normalise"), "dataset.normalise", FirstLayer)
         return Classifier(normalise, build(run.config["backbone"], "backbone", Backbone), (dataset.channels, dataset.size, dataset.size))
 
     torch.manual_seed(stable_hash(seed, "weights"))
@@ -43,6 +53,12 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     except (TypeError, ValueError) as error:
         raise LabError(f"training.optimizer: {error}, got {run.config['training']['optimizer']}") from error
     return dataset, model, defense, recipe
+
+
+def check_budget(run: Run, budget: Budget, key: str) -> None:
+    """Raises LabError where none of the run's images could be that far from another."""
+    dataset = dataset_of(run.config, Dataset)
+    budget.check((dataset.channels, dataset.size, dataset.size), key)
 
 
 def load_run(run: Run, output_root: Path, device: torch.device) -> tuple[Dataset, Defended, Defense]:
@@ -76,4 +92,4 @@ def digest_of(run: Run, output_root: Path) -> str:
 
 def load_split(dataset: Dataset, split: Split, data: Mapping[str, Any]) -> ImageSet:
     """One of a dataset's splits, from where `data` (root, download, workers) says."""
-    return dataset.load(split, root=Path(data["root"]), download=data["download"], workers=data["workers"])
+    return dataset.load(split, root=path_of(data["root"], "data.root"), download=data["download"], workers=data["workers"])

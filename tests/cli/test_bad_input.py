@@ -45,10 +45,11 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_unknown_choice_shows_the_choices(refused, verb):
-    message = refused(verb, "defense=fn", status=1)
-    assert "'defense/fn'" in message
+    message = refused(verb, "defense=fn")
+    assert message.startswith("error: defense=fn: expected defense to be one of adv_bnn, ")
     for choice in ("fm", "trades", "standard", "gda_bounded_relu"):
-        assert f"\t{choice}\n" in message
+        assert f", {choice}, " in message
+    assert message.endswith("got 'fn'\n")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_flag_is_true_or_false(refused, trained, tiny, verb, word):
 
 @pytest.mark.parametrize("word", ["plan=no", "plan=1", "--dry-run=all"])
 def test_a_plan_is_true_false_or_full(refused, word):
-    assert f"error: plan: expected true, false or full, got {word.partition('=')[2]}" in refused("reproduce", word).replace("'", "")
+    assert f"error: plan: expected one of True, False, full, got {word.partition('=')[2]}" in refused("reproduce", word).replace("'", "")
 
 
 def test_cells_are_all_or_covering(refused):
@@ -104,12 +105,12 @@ def test_cells_are_all_or_covering(refused):
 
 
 def test_unknown_key_of_a_group(refused):
-    assert "training.epoch" in refused("train", "training.epoch=3", status=1)
-    assert "'stepz'" in refused("evaluate", "attack.stepz=3", status=1)
+    assert "error: training.epoch: there is no such key" in refused("train", "training.epoch=3")
+    assert "error: attack.stepz: there is no such key" in refused("evaluate", "attack.stepz=3")
 
 
 def test_unparsable_override(refused):
-    assert "seed" in refused("train", "seed", status=1)
+    assert "error: seed: expected key=value" in refused("train", "seed")
 
 
 @pytest.mark.parametrize(
@@ -506,7 +507,7 @@ def test_the_last_good_checkpoint_is_kept(lab, outputs, tiny):
 
 def test_weights_that_overflow_in_the_last_step_are_never_saved(lab, outputs, tiny):
     """The loss of the one step is finite; what the step leaves behind is not."""
-    words = ["training.epochs=1", "dataset.train_size=20", "training.optimizer.lr=1e39", "training.optimizer.weight_decay=1e6"]
+    words = ["training.epochs=1", "dataset.train_size=20", "training.optimizer.lr=3e38", "training.optimizer.weight_decay=1e6"]
     ended = lab("train", *tiny, *words)
     assert ended.status == 2
     assert "epoch 1" in ended.err

@@ -175,13 +175,25 @@ def test_nearest_runs_are_ordered_by_how_much_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("8/255", 8 / 255), ("-1/2", -0.5), ("+1/4", 0.25), (" 0.5 / 2 ", 0.25), ("0/3", 0.0), ("16/255", 16 / 255)]
+    ("text", "number"),
+    [
+        ("8/255", 8 / 255),
+        ("-1/2", -0.5),
+        ("+1/4", 0.25),
+        (" 0.5 / 2 ", 0.25),
+        ("0/3", 0.0),
+        ("16/255", 16 / 255),
+        ("8./255.", 8 / 255),
+        ("8/255.", 8 / 255),
+        (".5/2", 0.25),
+        ("1e1/2", 5.0),
+    ],
 )
 def test_fractions_are_numbers(text, number):
     assert with_fractions(text, "eps") == number
 
 
-@pytest.mark.parametrize("text", ["a/b", "1/b", "1/2/3", "1//2", "2**3/4", "1/-2", "__import__('os')/1", "1e1/2", "/1", "images/1"])
+@pytest.mark.parametrize("text", ["a/b", "1/b", "1/2/3", "1//2", "2**3/4", "1/-2", "__import__('os')/1", "./2", "1e/2", "/1", "images/1"])
 def test_other_text_is_left_alone(text):
     assert with_fractions(text, "key") == text
 
