@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from types import TracebackType
 
 import hydra
 
@@ -93,11 +95,24 @@ def command() -> None:
             raise
         print(f"error: {refusal(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:  # of Hydra's, or a launcher's, whose own words they are
+        if before == "1" or any(module.startswith("robustbench_lab.jobs") for module in _modules(error.__traceback__)):
+            raise
+        words = [argument for argument in arguments if argument.startswith(("hydra", "-"))]
+        print(f"error: {' '.join(words) or verb}: {type(error).__name__}: {error}; HYDRA_FULL_ERROR=1 shows where", file=sys.stderr)
+        raise SystemExit(2) from None
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
     if failed := failures():
         print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
         raise SystemExit(1)
+
+
+def _modules(traceback: TracebackType | None) -> Iterator[str]:
+    """Those that an error came through."""
+    while traceback is not None:
+        yield str(traceback.tb_frame.f_globals.get("__name__"))
+        traceback = traceback.tb_next
 
 
 if __name__ == "__main__":

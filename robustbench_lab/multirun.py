@@ -6,9 +6,11 @@ A job may run in another process, or on another machine, where nothing but this 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ log = logging.getLogger("robustbench_lab")
 
 _sweeps: list[Path] = []
 _unwritten: list[str] = []  # failures that left no error on disk
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PLACES = ("device", "output_root", "data.", "batch_size")  # words that say where a job runs, and nothing about its result
 
 
@@ -35,15 +38,15 @@ class RememberSweep(Callback):
     """Hydra's word to us, in the process that launches, of where the jobs of the sweep leave their errors."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = path_of(config.hydra.sweep.dir, "hydra.sweep.dir")
-        _sweeps.append(folder)
-        if config.hydra.job.config_name == "reproduce":  # often there is nothing to launch, and then nothing to leave
-            return
         try:
+            folder = path_of(config.hydra.sweep.dir, "hydra.sweep.dir")
+            _sweeps.append(folder)
+            if config.hydra.job.config_name == "reproduce":  # often there is nothing to launch, and then nothing to leave
+                return
             with storing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        except LabError as error:  # Hydra turns an exception in a callback into a warning, and then meets the same disk
-            print(f"error: {error}", file=sys.stderr)
+        except (LabError, *REFUSALS) as error:  # Hydra turns an exception in a callback into a warning, and then meets the same disk
+            print(f"error: {refusal(error)}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
@@ -56,7 +59,8 @@ def job(cfg: DictConfig) -> None:
         sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
     try:
         check_config(cfg, str(run.job.config_name))
-        import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
+        with enough_memory():
+            import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
     except Exception as error:
         if one_of_many:
             log.error("failed: %s", error)
@@ -66,6 +70,19 @@ def job(cfg: DictConfig) -> None:
             raise SystemExit(2) from None
         else:
             raise
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Says what takes memory where there was not enough."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        remedy = "fewer images at a time (training.batch_size, batch_size), a smaller network or a larger machine"
+        said = (str(error) or "there is no more").splitlines()[0]
+        raise LabError(f"out of memory: {said}; what helps: {remedy}") from error
 
 
 def lost(job: str, reason: str) -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, or none
 PATHS = ("output_root", "data.root", "training.weights", "+training.weights", "hydra.sweep.dir")
-NUMBER = re.compile(r"[+-]?[\d_.]+(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
+PATH = re.compile(r"""(?!(?:null|true|false)$)(?!['"\[{])(?:(?!\$\{)[^,])+""", re.IGNORECASE)  # no list, sweep or interpolation
 OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
@@ -31,10 +31,10 @@ def train_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def readable(override: str) -> str:
-    """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped, and a path that looks like a number as the text
-    that it is; other words, and a quoted list, as they are."""
+    """`threat_model.overrides=[seed=1]` as Hydra's grammar wants it, the inner = escaped, and a path as the text that it is: `~/results`,
+    a date, one with spaces; other words, and a quoted list, as they are."""
     key, _, value = override.partition("=")
-    if key in PATHS and NUMBER.fullmatch(value):
+    if key in PATHS and PATH.fullmatch(value):
         return f"{key}={quoted(value)}"
     if key not in OTHER_RUNS or "'" in value or '"' in value:
         return override

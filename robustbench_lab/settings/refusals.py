@@ -11,6 +11,7 @@ from robustbench_lab.errors import LabError
 
 REFUSALS = (HydraException, OmegaConfBaseException)
 NO_KEY = re.compile(r"Could not override '(?P<key>[^']+)'|Could not delete from config\. '(?P<gone>[^']+)' does not exist")
+OURS = re.compile(r"LabError raised while resolving interpolation: (?P<said>.*?)(?: full_key: .*)?$")  # of a resolver of ours
 NO_CHOICE = re.compile(
     r"Could not find '(?P<group>[^']+)/(?P<choice>[^']*)' Available options in '[^']+': (?P<there>.*?) Config search path"
 )
@@ -25,6 +26,8 @@ def refusal(error: BaseException) -> str:
             return str(behind)
         behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("See https://"))
+    if match := OURS.match(text):
+        return match["said"]
     if match := NO_CHOICE.search(text):
         return f"{match['group']}: expected one of {', '.join(match['there'].split())}, got {match['choice']!r}"
     if match := TAKEN.match(text):

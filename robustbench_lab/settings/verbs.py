@@ -30,13 +30,8 @@ VERBS = {
 }
 VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
-HYDRAS_KEYS = (
-    "hydra.launcher.",
-    "hydra.sweep.dir",
-    "hydra.sweep.subdir",
-    "hydra.run.dir",
-    "hydra.verbose",
-)
+HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
+HYDRAS_KEYS = ("hydra.launcher.", *HYDRAS_TEXTS)
 NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
 FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd")
 
@@ -74,6 +69,8 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
             word = parsed(argument)
         except (HydraException, LabError) as error:
             raise LabError(f"{argument}: expected key=value, or group=choice; {refusal(error)}") from error
+        if not word.key_or_group:
+            raise LabError(f"{argument}: expected key=value, or group=choice, got no key")
         name = re.split(r"[./]", word.package or word.key_or_group)[0]
         if name == "hydra":
             _check_hydras_own(argument, word)
@@ -115,7 +112,8 @@ def _check_hydras_own(argument: str, word: Override) -> None:
     """Of Hydra's own settings, those that say where and how jobs run; what would name an object for Hydra to make is no word of ours."""
     key, value = word.key_or_group, word.value()
     known = key in HYDRAS_GROUPS or any(key == known or (known.endswith(".") and key.startswith(known)) for known in HYDRAS_KEYS)
-    if not known or "_target_" in key or not _plain_value(value):
+    suits = isinstance(value, bool | str) if key in (*HYDRAS_GROUPS, *HYDRAS_TEXTS) else _plain_value(value)
+    if not known or "_target_" in key or not suits or not _plain_value(value):
         listed = ", ".join([*HYDRAS_GROUPS, *(f"{known}<key>" if known.endswith(".") else known for known in HYDRAS_KEYS)])
         raise LabError(f"{argument}: of Hydra's own settings, expected {listed} with a plain value")
 

@@ -13,7 +13,7 @@ from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import check
+from robustbench_lab.knobs import check, require
 from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.randomness import stable_hash
@@ -41,6 +41,10 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     seed = run.config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise LabError(f"seed: expected a whole number, got {seed!r}")
+
+    for key, meant in (("classes", dataset.classes), ("channels", dataset.channels), ("image_size", dataset.size)):
+        found = run.config["backbone"].get(key, meant)
+        require(found == meant, f"backbone.{key}", f"{meant}, as the dataset has", found)
 
     def make_net() -> Classifier:
         normalise = build(said(run.config, "dataset", "normalise"), "dataset.normalise", FirstLayer)
@@ -84,6 +88,7 @@ def digest_of(run: Run, output_root: Path) -> str:
     try:
         return run.at(output_root).digest
     except Missing:
+        objects(run)  # a wrong knob is why
         words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))
         missing = f"no finished run for {words} seed {run.config['seed']} ({run.fingerprint})"
         remedy = "; train it with the same settings: python -m robustbench_lab train ..."

@@ -136,7 +136,11 @@ def test_what_cells_share_is_composed_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("attack.stepz=3", r"attack\.stepz"), ("attack@attack.own=fgsm", "attack@attack.own"), ("attack=none", "^attack: expected one of .* got .none.$")],
+    [
+        ("attack.stepz=3", r"attack\.stepz"),
+        ("attack@attack.own=fgsm", "attack@attack.own"),
+        ("attack=none", "^attack: expected one of .* got .none.$"),
+    ],
 )
 def test_a_wrong_word_is_named(word, said):
     with pytest.raises(LabError, match=said):
