@@ -1,5 +1,5 @@
-"""`python tests/cli/try_words.py 2000 train evaluate`: so many commands of these verbs (all, without any), each with a word that somebody might
-have mistyped; prints those that end otherwise than they should, once for each line of code that they end in."""
+"""`python tests/cli/try_words.py 2000 train evaluate`: so many commands of these verbs (all, without any), each with a word that somebody
+might have mistyped; prints those that end otherwise than they should, once for each line of code that they end in."""
 
 import io
 import logging
