@@ -36,10 +36,12 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.defenses.base import Batch
+from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.metrics.nearest_neighbour import distance_to_training_set
 from robustbench_lab.models.defended import Classifier, Defended, full_precision, searched_kernels
+from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import compose, plain
@@ -58,8 +60,8 @@ def network(args: argparse.Namespace) -> Defended:
     cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}"])
     config = plain(cfg, "dataset", "backbone")
     torch.manual_seed(0)
-    normalise = build(config["dataset"]["normalise"], "dataset.normalise")
-    return Defended(Classifier(normalise, build(config["backbone"], "backbone"), (3, 32, 32))).to(args.device).train()
+    normalise = build(config["dataset"]["normalise"], "dataset.normalise", FirstLayer)
+    return Defended(Classifier(normalise, build(config["backbone"], "backbone", Backbone), (3, 32, 32))).to(args.device).train()
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -90,7 +92,7 @@ def plain_loop(args: argparse.Namespace, x: Tensor, y: Tensor) -> Callable[[], N
 def ours(args: argparse.Namespace, x: Tensor, y: Tensor, precision: str, attack_precision: str) -> Callable[[], None]:
     """What fit() does in a step of defense=adversarial_training."""
     overrides = ["dataset=cifar10", "defense=adversarial_training", f"defense.attack.steps={args.steps}"]
-    defense = build(plain(compose("train", overrides)[0], "defense")["defense"], "defense")
+    defense = build(plain(compose("train", overrides)[0], "defense")["defense"], "defense", Defense)
     model = network(args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if args.compile:
         model.network.compile(dynamic=False)
@@ -137,13 +139,15 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
     """What fit() does in a step of a defense, with `--steps` steps of search; a forward pass of the model's that averages no draws; and how
     many such passes the step has."""
     cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}", f"defense={defense_name}"])
-    config = plain(cfg, "dataset", "backbone", "defense")
+    config = plain(cfg, "dataset", "backbone", "defense", Defense)
     if "attack" in config["defense"]:
         config["defense"]["attack"]["steps"] = args.steps
-    defense = build(config["defense"], "defense")
+    defense = build(config["defense"], "defense", Defense)
     torch.manual_seed(0)
-    normalise = build(config["dataset"]["normalise"], "dataset.normalise")
-    model = defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone"), (3, 32, 32))).to(args.device).train()
+    normalise = build(config["dataset"]["normalise"], "dataset.normalise", FirstLayer)
+    model = (
+        defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone", Backbone), (3, 32, 32))).to(args.device).train()
+    )
     model.to(memory_format=torch.channels_last)
     ids = torch.arange(len(x), device=x.device)
     defense.prepare(model, ImageSet(x, y, ids), None)

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.attacks.base import Attack
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.evaluation.judging import predictions
 from robustbench_lab.evaluation.loop import evaluate
@@ -274,7 +275,7 @@ def measured(work: Work, scale: float, repeats: int, device: str) -> list[str]:
     chosen = right_ones(model, data, max(2, round(scale * work.images)))
     x, y, _ = next(chosen.batches(torch.arange(len(chosen)), len(chosen)))
     budget = Budget(work.norm, work.eps)
-    attack = build(plain(compose("evaluate", work.attack)[0], "attack")["attack"], "attack")
+    attack = build(plain(compose("evaluate", work.attack)[0], "attack")["attack"], "attack", Attack)
     results: dict[str, tuple[float, float, float | None]] = {}
     passes: dict[str, tuple[int, int]] = {}
 

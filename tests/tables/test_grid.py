@@ -249,7 +249,7 @@ def test_smoke_attacks_random_models_by_attacks_for_these():
     attacks = {(row.label, column.label): word for row, column, words in table.words() for word in words if word.startswith("attack=")}
     for row in ("PNI-W", "L2P"):
         assert {attacks[row, column] for column in ("strongest", "strongest, mean of draws")} == {"attack=strongest_rand"}
-    assert attacks["FM", "strongest"] == "attack=strongest"
+    assert attacks["FM, root over the length", "strongest"] == "attack=strongest"
 
 
 def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
