@@ -42,7 +42,8 @@ def build(node: object, key: str) -> Any:
     try:
         return callee(**knobs)
     except LabError as error:
-        named = str(error) if str(error).startswith(f"{key.partition('.')[0]}.") else f"{key}.{error}"
+        whole = (f"{key.partition('.')[0]}.", "dataset.")  # a backbone's images are the dataset's: no key of its own
+        named = str(error) if str(error).startswith(whole) else f"{key}.{error}"
         raise LabError(named) from error
 
 
