@@ -29,6 +29,16 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def within(root: object, path: str) -> str:
+    """A folder as it is named, however it is written: relative to the data root where it lies within, else absolute."""
+    base = os.path.abspath(os.path.expanduser(str(root)))
+    whole = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+    for top, found in ((base, whole), (os.path.realpath(base), os.path.realpath(whole))):
+        if os.path.commonpath([top, found]) == top:
+            return os.path.relpath(found, top)
+    return whole
+
+
 def digest(split: Path) -> str | None:
     """Of `<split>/<class>/*`: names (so that classes which exchange theirs are noticed) and sizes, and contents where they are at most
     `BY_CONTENT` bytes in all; None where there is no such folder, or something in it cannot be read.
