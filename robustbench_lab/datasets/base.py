@@ -134,11 +134,12 @@ class StreamedImageSet(ImageSet):
 
     def _decoded(self, batch_size: int) -> Iterator[Tensor]:
         """Every image in order, uint8 [B, C, H, W] on the CPU, pinned when it is bound for a GPU."""
+        workers = 0 if multiprocessing.current_process().daemon else self.workers  # such a process may start none
         loader = DataLoader(
             _Decoding(self.decode, self.shape),
             batch_sampler=[chunk.tolist() for chunk in _chunks(self.ids.cpu(), batch_size)],
-            num_workers=self.workers,
-            multiprocessing_context=STARTED if self.workers else None,
+            num_workers=workers,
+            multiprocessing_context=STARTED if workers else None,
             collate_fn=_stack,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # or a loader draws its workers' seed from torch's global state
