@@ -15,7 +15,7 @@ from robustbench_lab.datasets import pictures
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split, StreamedImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Bound, Count, at_least, at_most, one_of, require
-from robustbench_lab.storage.image_files import composed, entries
+from robustbench_lab.storage.image_files import behind, composed, entries
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
 SHOWN = 5  # class names that an error tells
@@ -53,7 +53,7 @@ class ImageFolder(Dataset):
         return images.in_memory() if fits and isinstance(images, StreamedImageSet) else images
 
     def _read(self, split: Split, root: Path, *, download: bool, workers: int) -> StreamedImageSet:
-        base = root / Path(self.path).expanduser()  # an absolute path stays itself
+        base = behind(root, self.path)
         files: list[Path] = []
         labels: list[int] = []
         for label, folder in enumerate(self._classes(base)[split]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ def read(file: str, channels: int, resize: int, size: int, background: int | Non
     """The picture in a file, uint8 [channels, size, size]; the knobs are ImageFolder's. Raises LabError, naming the file and why not."""
     from PIL import Image
 
+    if not os.path.isfile(file):  # a pipe might never end
+        raise LabError(f"{file} cannot be read as an image (it is no file); repair or remove it")
     try:
         with Image.open(file) as opened:
             if too_deep(opened):

@@ -22,7 +22,7 @@ class Images:
     """
 
     def __init__(self, root: object) -> None:
-        self.root = Path(str(root)).expanduser().absolute()
+        self.root = root
         self._known: dict[Path, str | None] = {}
 
     def of_run(self, run: Run) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Images:
         path = run.config["dataset"].get("path")
         if not isinstance(path, str):
             return {}
-        folder = self.root / Path(path).expanduser() / split
+        folder = image_files.behind(self.root, path) / split
         if folder not in self._known:
             self._known[folder] = image_files.digest(folder)
         known = self._known[folder]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -18,21 +19,29 @@ BY_CONTENT = 2**28  # bytes of a split, up to which every one of them is read
 
 def entries(folder: Path) -> list[Path]:
     """What is in a folder, in the order of names; hidden files are none of it. Raises LabError where the folder cannot be read."""
+    return [folder / name for name in _names(folder)]
+
+
+def _names(folder: Path) -> list[str]:
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
         raise LabError(f"{folder} cannot be read: {error.strerror or error}; dataset.path must name a folder that may be read") from error
-    return [folder / name for name in sorted(names, key=lambda name: (composed(name), name))]
+    return sorted(names, key=lambda name: (composed(name), name))
 
 
 def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def behind(root: object, path: str) -> Path:
+    """The folder that a path names, which is relative to the data root unless it is absolute or begins with ~."""
+    return Path(os.path.abspath(os.path.expanduser(str(root))), os.path.expanduser(path))
+
+
 def within(root: object, path: str) -> str:
-    """A folder as it is named, however it is written: relative to the data root where it lies within, else absolute."""
-    base = os.path.abspath(os.path.expanduser(str(root)))
-    whole = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+    """A folder as results are named by it, however it is written: relative to the data root where it lies within, else absolute."""
+    base, whole = os.path.normpath(behind(root, "")), os.path.normpath(behind(root, path))
     for top, found in ((base, whole), (os.path.realpath(base), os.path.realpath(whole))):
         if os.path.commonpath([top, found]) == top:
             return os.path.relpath(found, top)
@@ -48,13 +57,20 @@ def digest(split: Path) -> str | None:
     """
     total = hashlib.blake2b(digest_size=16)
     try:
-        files = [file for folder in entries(split) if folder.is_dir() for file in entries(folder)]
-        sizes = [file.stat().st_size for file in files]
+        files = [f"{folder.name}/{name}" for folder in entries(split) if folder.is_dir() for name in _names(folder)]
+        sizes = [_size(f"{split}/{file}") for file in files]
         read = sum(sizes) <= BY_CONTENT
         for file, size in zip(files, sizes, strict=True):
-            total.update(os.fsencode(f"{composed(file.parent.name)}/{composed(file.name)}") + f"\0{size}\0".encode())
+            total.update(os.fsencode(composed(file)) + f"\0{size}\0".encode())
             if read:
-                total.update(file_digest(file).encode())
+                total.update(file_digest(split / file).encode())
     except (OSError, LabError):
         return None
     return total.hexdigest()
+
+
+def _size(file: str) -> int:
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode):  # of a pipe, reading might never end
+        raise OSError(f"{file} is no file")
+    return found.st_size

@@ -18,6 +18,7 @@ from PIL import Image, features
 from robustbench_lab.datasets import pictures
 from robustbench_lab.datasets.base import Dataset, ImageSet, StreamedImageSet
 from robustbench_lab.errors import LabError
+from robustbench_lab.storage import image_files
 
 Make = Callable[..., Dataset]
 TREE = {"train": {"cat": 3, "dog": 2}, "test": {"cat": 1, "dog": 2}}
@@ -350,3 +351,47 @@ def test_a_folder_without_permission_is_named(make: Make, folder: Path) -> None:
 def test_a_path_that_is_too_long_is_named(make: Make) -> None:
     with pytest.raises(LabError, match=r"is not there"):
         load(make(path="x" * 300))
+
+
+@pytest.mark.parametrize("make_it", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named_and_not_waited_for(make: Make, folder: Path, make_it: Callable[[Path], None]) -> None:
+    path = folder / "train" / "cat" / "0.png"
+    path.unlink()
+    make_it(path)
+    with pytest.raises(LabError, match=rf"^{path} cannot be read as an image"):
+        load(make())
+    assert image_files.digest(folder / "train") is None
+
+
+def test_a_digest_is_of_names_and_contents_and_in_large_sets_of_names_and_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, path = folder / "train", folder / "train" / "cat" / "0.png"
+    content = path.read_bytes()
+    other = content[:-1] + bytes([content[-1] ^ 1])
+
+    def changes() -> list[bool]:
+        before = image_files.digest(split)
+        told = []
+        path.write_bytes(other)
+        told.append(image_files.digest(split) != before)
+        path.write_bytes(content + b" ")
+        told.append(image_files.digest(split) != before)
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+        told.append(image_files.digest(split) != before)
+        path.rename(path.with_name("9.png"))
+        told.append(image_files.digest(split) != before)
+        path.with_name("9.png").rename(path)
+        (split / "cat" / ".hidden").write_bytes(b"")
+        told.append(image_files.digest(split) != before)
+        return told
+
+    assert changes() == [True, True, False, True, False]
+    monkeypatch.setattr(image_files, "BY_CONTENT", 10)
+    assert changes() == [False, True, False, True, False]
+
+
+def test_a_digest_does_not_depend_on_the_form_of_names(folder: Path) -> None:
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / "\u00e9.png")
+    before = image_files.digest(folder / "train")
+    (folder / "train" / "cat" / "\u00e9.png").rename(folder / "train" / "cat" / "e\u0301.png")
+    assert image_files.digest(folder / "train") == before
