@@ -139,15 +139,14 @@ def step_of(args: argparse.Namespace, defense_name: str, x: Tensor, y: Tensor) -
     """What fit() does in a step of a defense, with `--steps` steps of search; a forward pass of the model's that averages no draws; and how
     many such passes the step has."""
     cfg, _ = compose("train", ["dataset=cifar10", f"backbone={args.backbone}", f"defense={defense_name}"])
-    config = plain(cfg, "dataset", "backbone", "defense", Defense)
+    config = plain(cfg, "dataset", "backbone", "defense")
     if "attack" in config["defense"]:
         config["defense"]["attack"]["steps"] = args.steps
     defense = build(config["defense"], "defense", Defense)
     torch.manual_seed(0)
     normalise = build(config["dataset"]["normalise"], "dataset.normalise", FirstLayer)
-    model = (
-        defense.build(lambda: Classifier(normalise, build(config["backbone"], "backbone", Backbone), (3, 32, 32))).to(args.device).train()
-    )
+    backbone = config["backbone"]
+    model = defense.build(lambda: Classifier(normalise, build(backbone, "backbone", Backbone), (3, 32, 32))).to(args.device).train()
     model.to(memory_format=torch.channels_last)
     ids = torch.arange(len(x), device=x.device)
     defense.prepare(model, ImageSet(x, y, ids), None)

@@ -4,6 +4,7 @@ Images leave here as float32 [B, C, H, W] in [0, 1], unnormalised: normalisation
 one it is, stands in the dataset's config (`normalise`) and is none of this class's business.
 """
 
+import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Count, Knobs, Seed, at_least, require
 
 Split = Literal["train", "test"]
+
+STARTED = multiprocessing.get_all_start_methods()[0]  # how Python starts processes here; a worker of joblib has a way of its own
 
 
 class ImageSet:
@@ -131,10 +134,12 @@ class StreamedImageSet(ImageSet):
 
     def _decoded(self, batch_size: int) -> Iterator[Tensor]:
         """Every image in order, uint8 [B, C, H, W] on the CPU, pinned when it is bound for a GPU."""
+        workers = 0 if multiprocessing.current_process().daemon else self.workers  # such a process may start none
         loader = DataLoader(
             _Decoding(self.decode, self.shape),
             batch_sampler=[chunk.tolist() for chunk in _chunks(self.ids.cpu(), batch_size)],
-            num_workers=self.workers,
+            num_workers=workers,
+            multiprocessing_context=STARTED if workers else None,
             collate_fn=_stack,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # or a loader draws its workers' seed from torch's global state

@@ -1,19 +1,24 @@
 """Anybody's images: a folder with one sub-folder for each class, under `train` and under `test`."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_lab.datasets import pictures
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split, StreamedImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import Bound, Count, at_least, one_of, require
+from robustbench_lab.knobs import Bound, Count, at_least, at_most, one_of, require
+from robustbench_lab.storage.image_files import behind, composed, entries
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
+SHOWN = 5  # class names that an error tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +26,12 @@ class ImageFolder(Dataset):
     """uint8 [channels, size, size] from `<path>/<split>/<class>/*`, with labels in the sorted order of the class names.
 
     `path` is absolute or relative to the data root. The shorter side is resized to `resize` pixels (bilinear,
-    antialiased) and the centre cut out; channels=3 reads colour, channels=1 grey. Images that take at most
-    `in_memory_limit` bytes are decoded once and held, others each time they are used. Hidden files are skipped; any
-    other file must be an image.
-    Limits: pictures of more than 8 bits a channel are refused, for they would be cut off; EXIF rotation is not applied.
+    antialiased) and the centre cut out; channels=3 reads colour, channels=1 grey. `background` is the grey level, 0..255,
+    behind transparent pixels. Images that take at most `in_memory_limit` bytes are decoded once and held, others each
+    time they are used. Hidden files are skipped; any other file must be an image.
+    Limits: pictures of more than 8 bits a channel are refused, for they would be cut off, and, without `background`,
+    pictures that one can see through; of several pictures in one file (an animation, pages) the first one counts; EXIF
+    rotation and colour profiles are not applied, as torchvision does not either.
     Errors: LabError for a missing folder, classes other than the config says, or an unreadable file, each by its name.
     """
 
@@ -33,6 +40,7 @@ class ImageFolder(Dataset):
     channels: Annotated[int, one_of((1, 3)), "grey or colour"]
     path: Annotated[str, Bound("that names a folder", bool)]
     resize: Count
+    background: Annotated[int, at_least(0), at_most(255)] | None
     in_memory_limit: Annotated[int, at_least(0)]
 
     def __post_init__(self) -> None:
@@ -45,52 +53,46 @@ class ImageFolder(Dataset):
         return images.in_memory() if fits and isinstance(images, StreamedImageSet) else images
 
     def _read(self, split: Split, root: Path, *, download: bool, workers: int) -> StreamedImageSet:
-        base = root / Path(self.path).expanduser()  # an absolute path stays itself
-        names = self._class_names(base)
+        base = behind(root, self.path)
         files: list[Path] = []
         labels: list[int] = []
-        for label, name in enumerate(names):
-            found = _visible(base / split / name)
+        for label, folder in enumerate(self._classes(base)[split]):
+            found = entries(folder)
             if not found:
-                raise LabError(f"{base / split / name} holds no images; remove the class or add some")
+                raise LabError(f"{folder} holds no images; remove the class or add some")
             files += found
             labels += [label] * len(found)
-        decode = partial(_decoded, [str(file) for file in files], self.channels, self.resize, self.size)
+        decode = partial(_decoded, [str(file) for file in files], self.channels, self.resize, self.size, self.background)
         shape = (self.channels, self.size, self.size)
         return StreamedImageSet(decode, shape, torch.tensor(labels), torch.arange(len(files)), workers=workers)
 
-    def _class_names(self, base: Path) -> list[str]:
+    def _classes(self, base: Path) -> dict[Split, list[Path]]:
+        """The folders of the classes in each split, in the order of the labels."""
         for folder in (base, base / "train", base / "test"):
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # unlike Path.is_dir, no error for a name that is too long
                 raise LabError(
                     f"dataset {self.name!r} is not there (looked for the folder {folder}); dataset.path={self.path} "
                     "must hold train/<class>/ and test/<class>/, and is absolute or relative to data.root"
                 )
-        train, test = ([entry.name for entry in _visible(base / split) if entry.is_dir()] for split in _SPLITS)
-        if train != test:
-            raise LabError(f"{base} has the classes {train} under train, but {test} under test; they must be the same")
-        if len(train) != self.classes:
-            raise LabError(f"dataset.classes={self.classes}, but {base} has {len(train)} classes: {train}")
-        return train
+        found: dict[Split, list[Path]] = {split: [entry for entry in entries(base / split) if entry.is_dir()] for split in _SPLITS}
+        names = {split: [composed(folder.name) for folder in folders] for split, folders in found.items()}
+        for split, called in names.items():
+            if twice := sorted({name for name, following in pairwise(called) if name == following}):
+                raise LabError(f"{base / split} has two folders for each of {_some(twice)}, whose names only look the same; merge them")
+        if names["train"] != names["test"]:
+            alone = {split: sorted(set(names[split]) - set(names[other])) for split, other in (_SPLITS, _SPLITS[::-1])}
+            told = " and ".join(f"{_some(only)} under {split} alone" for split, only in alone.items() if only)
+            raise LabError(f"{base} has the classes {told}; both must have the same classes")
+        if len(names["train"]) != self.classes:
+            raise LabError(f"dataset.classes={self.classes}, but {base} has {len(names['train'])} classes: {_some(names['train'])}")
+        return found
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{list(names[:SHOWN])}{more}"
 
 
-def _decoded(files: list[str], channels: int, resize: int, size: int, index: int) -> Tensor:
+def _decoded(files: list[str], channels: int, resize: int, size: int, background: int | None, index: int) -> Tensor:
     """Image `index`, uint8 [channels, size, size]."""
-    from PIL import Image
-
-    try:
-        with Image.open(files[index]) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of mode {file.mode}, more than 8 bits a channel")
-            picture = file.convert("L" if channels == 1 else "RGB")
-        # Rounded as torchvision's Resize and CenterCrop do, so that its published models see what they were trained on.
-        width, height = (int(resize * side / min(picture.size)) for side in picture.size)
-        left, top = (round((side - size) / 2) for side in (width, height))
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    except Exception as error:
-        raise LabError(f"{files[index]} cannot be read as an image ({error}); repair or remove it") from error
-    return torch.from_numpy(np.array(picture)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+    return pictures.read(files[index], channels, resize, size, background)

@@ -3,31 +3,36 @@
 Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; http://yann.lecun.com/exdb/mnist/.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from robustbench_lab.datasets.base import ImageSet, Split
-from robustbench_lab.datasets.published import Published, torchvision_datasets
-from robustbench_lab.errors import LabError
+from robustbench_lab.datasets.published import Published, has_md5, torchvision_datasets
+
+UNPACKED = {  # MD5: torchvision's are of the archives
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(Published):
     """uint8 [1, 28, 28], 60,000 for training and 10,000 for testing, from the unpacked files in `MNIST/raw`.
 
-    Limits: MD5 sums are published for the archives only, so altered pixels in an unpacked file go unnoticed.
+    The files are compared with MD5 sums of what the archives hold: Fashion-MNIST, for one, has files of the same names.
     """
 
     name: ClassVar[str] = "mnist"
 
     def _files(self, split: Split) -> Mapping[str, str | None]:
         names = [archive.removesuffix(".gz") for archive, _ in torchvision_datasets().MNIST.resources]
-        return {f"MNIST/raw/{name}": None for name in names}
+        return {f"MNIST/raw/{name}": UNPACKED[name] for name in names}
 
     def _fetch(self, split: Split, folder: Path) -> None:
         torchvision_datasets().MNIST(folder, download=True)
@@ -37,15 +42,9 @@ class MNIST(Published):
         # processed/*.pt instead of these files where there is one.
         idx = torchvision_datasets().mnist
         stem = root / "MNIST" / "raw" / ("train" if split == "train" else "t10k")
-        images = _parsed(idx.read_image_file, f"{stem}-images-idx3-ubyte")
-        labels = _parsed(idx.read_label_file, f"{stem}-labels-idx1-ubyte")
-        if len(images) != len(labels):
-            raise LabError(f"{stem}-images-idx3-ubyte holds {len(images)} images, its labels file {len(labels)} labels")
+        for name, md5 in UNPACKED.items():
+            if name.startswith(stem.name) and not has_md5(stem.with_name(name), md5):
+                raise ValueError(f"{name} is another file than MNIST's")
+        images = idx.read_image_file(f"{stem}-images-idx3-ubyte")
+        labels = idx.read_label_file(f"{stem}-labels-idx1-ubyte")
         return ImageSet(images.unsqueeze(1), labels, torch.arange(len(labels)))
-
-
-def _parsed(read: Callable[[str], Tensor], path: str) -> Tensor:
-    try:
-        return read(path)
-    except Exception as error:
-        raise LabError(f"{path} is damaged ({error}); delete it and run again with data.download=true") from error

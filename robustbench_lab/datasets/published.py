@@ -44,7 +44,7 @@ class Published(Dataset):
         except LabError:
             raise
         except Exception as error:
-            wrong = [name for name, md5 in files.items() if md5 and not _has_md5(root / name, md5)]
+            wrong = [name for name, md5 in files.items() if md5 and not has_md5(root / name, md5)]
             named = ", ".join(str(root / name) for name in wrong or files)
             raise LabError(
                 f"dataset {self.name!r} cannot be read: {named} {'does not match its MD5' if wrong else 'is damaged'} "
@@ -99,5 +99,5 @@ def torchvision_datasets() -> ModuleType:
     return torchvision.datasets
 
 
-def _has_md5(path: Path, md5: str) -> bool:
+def has_md5(path: Path, md5: str) -> bool:
     return torchvision_datasets().utils.check_integrity(path, md5)

@@ -29,11 +29,11 @@ LARGEST = 2**31  # bytes of images, up to which they are kept
 class Crafted:
     """The examples of one attack on one source, for the images of one split, with the file that holds them; it may be deleted at any time.
 
-    For each stage of the attack: made bool [N], x_adv float32 [N, C, H, W], on the CPU.
+    For each stage of the attack: made bool [N], x_adv float32 [N, C, H, W], on the CPU. images: their digest, where one is known.
     """
 
-    def __init__(self, path: Path, ids: np.ndarray, shape: tuple[int, ...], afresh: bool = False) -> None:
-        self.path, self.ids, self.shape = path, ids, shape
+    def __init__(self, path: Path, ids: np.ndarray, shape: tuple[int, ...], afresh: bool = False, images: str | None = None) -> None:
+        self.path, self.ids, self.shape, self.images = path, ids, shape, images
         self.made: dict[str, Tensor] = {}
         self.x_adv: dict[str, Tensor] = {}
         self._places = {int(number): place for place, number in enumerate(ids)}
@@ -43,10 +43,10 @@ class Crafted:
         self._written, self._written_at = self._count(), time.monotonic()
 
     @classmethod
-    def of(cls, path: Path, data: ImageSet, stages: int = 1, afresh: bool = False) -> Crafted | None:
+    def of(cls, path: Path, data: ImageSet, stages: int = 1, afresh: bool = False, images: str | None = None) -> Crafted | None:
         """None where the images of all stages are too many to be kept. afresh: search everything anew, also for evaluations to come."""
         size = 4 * stages * len(data) * math.prod(data.shape)
-        return cls(path, data.ids.cpu().numpy(), data.shape, afresh) if size <= LARGEST else None
+        return cls(path, data.ids.cpu().numpy(), data.shape, afresh, images) if size <= LARGEST else None
 
     def places(self, ids: Tensor) -> Tensor:
         """Where images stand, int64 [B], by their ids."""
@@ -67,6 +67,8 @@ class Crafted:
             self._read()
             arrays = {f"made.{name}": made.numpy() for name, made in self.made.items()}
             arrays |= {f"x_adv.{name}": x_adv.numpy() for name, x_adv in self.x_adv.items()}
+            if self.images is not None:
+                arrays["images"] = np.array(self.images)
             write_arrays(self.path, ids=self.ids, **arrays)
         self._written, self._written_at = self._count(), time.monotonic()
 
@@ -78,7 +80,8 @@ class Crafted:
             return
         try:
             arrays = read_arrays(self.path)
-            if not np.array_equal(arrays["ids"], self.ids):
+            others = self.images is not None and str(arrays.get("images", self.images)) != self.images
+            if others or not np.array_equal(arrays["ids"], self.ids):
                 raise LabError(f"{self.path} speaks of other images")
             for name in [key.removeprefix("made.") for key in arrays if key.startswith("made.")]:
                 made, x_adv = self.stage(name)

@@ -15,6 +15,7 @@ from robustbench_lab.evaluation.warnings import compared, signs
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Run, fingerprint
+from robustbench_lab.settings.images import other_images, told
 from robustbench_lab.storage.files import SCHEMA, locked, read_json, write_json
 from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.threats import Budget
@@ -50,18 +51,24 @@ class Look:
         """What names this panel's figures for weights of this digest; None for no panel."""
         return fingerprint({**self.content, "digest": digest}) if self.panel.images else None
 
-    def facts(self, defended: Defended, data: ImageSet, protocol: Protocol, folder: RunFolder, force: bool) -> dict[str, Any]:
-        """The panel's figures for the weights in the run's folder: as they were written once, or made now."""
+    def facts(
+        self, defended: Defended, data: ImageSet, protocol: Protocol, folder: RunFolder, force: bool, images: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The panel's figures for the weights in the run's folder and these images: as they were written once, or made now."""
         path = folder.panel_file(str(self.key(folder.digest)))
         with locked(path.parent, log.info):
-            if force or not path.exists():
-                figures = self.panel.run(defended, data, self.ball, protocol)
-                write_json(path, {"schema": SCHEMA, "run": self.run.name, **figures})
+            if not force and path.exists():
+                known = read_json(path)
+                if (others := other_images(known, images)) is None:
+                    return known
+                log.warning("made anew: %s: %s", path, others)
+            figures = self.panel.run(defended, data, self.ball, protocol)
+            write_json(path, {"schema": SCHEMA, "run": self.run.name, **figures, **told(images)})
             return read_json(path)
 
     def told(self, record: Mapping[str, Any], facts: Mapping[str, Any], verdicts: Mapping[int, bool]) -> dict[str, Any]:
         """The panel as a record has it, and the record's warnings with the signs that it found; verdicts: robust, by image index."""
         found = {sign["code"]: sign for sign in [*signs(self.panel, facts), *compared(self.panel, facts, record, verdicts)]}
         said = {warning["code"] for warning in record["warnings"]}
-        kept = {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run")}
+        kept = {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run", "images")}
         return {"panel": kept, "warnings": [*record["warnings"], *(sign for code, sign in found.items() if code not in said)]}

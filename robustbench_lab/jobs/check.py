@@ -14,6 +14,7 @@ from robustbench_lab.evaluation.warnings import signs
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import run_of
+from robustbench_lab.settings.images import Images
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
@@ -43,12 +44,14 @@ def main(cfg: DictConfig) -> None:
     )
     check_budget(run, build(plain(cfg, "budget")["budget"], "budget", Budget), "budget")
     look = Look.of(plain(cfg, "panel", "budget", "dataset"), run, protocol)
-    if look.key(digest_of(run, output_root)) is None:
+    where = plain(cfg, "data")["data"]
+    images = Images(where["root"])
+    if look.key(digest_of(run, output_root, images.of_run(run))) is None:
         raise LabError("panel.images: expected at least 1 for the verb check, got 0; use panel=full or panel=default")
     device = device_of(cfg.device)
     dataset, defended, _ = load_run(run, output_root, device)
-    data = load_split(dataset, "test", plain(cfg, "data")["data"]).to(device)
-    facts = look.facts(defended, data, protocol, run.at(output_root), bool(cfg.force))
+    data = load_split(dataset, "test", where).to(device)
+    facts = look.facts(defended, data, protocol, run.at(output_root), bool(cfg.force), images.of_split(run, "test"))
     print(f"{run.name}: {look.ball.norm} {look.ball.eps:.4g}, n = {facts['n']}\n")
     print(f"  {'clean':<24}{100 * facts['clean_accuracy']:7.2f} %")
     for name, accuracy in facts["accuracy"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
+from robustbench_lab.settings.images import Images, other_images, told
 from robustbench_lab.storage.files import read_arrays, write_arrays
 from robustbench_lab.storage.folders import EvaluationFolder
 from robustbench_lab.storage.provenance import commit
@@ -58,6 +60,7 @@ class Asked:
     protocol: Protocol
     look: Look
     digests: Mapping[str, str]  # of the weights of each part, run and source
+    images: Mapping[str, str]  # digests of those that are attacked, and that the runs have learned from
     output_root: Path
     data: Mapping[str, Any]  # where images are
     force: bool
@@ -74,13 +77,23 @@ class Asked:
         protocol = protocol_of(config, cfg.batch_size)
         protocol.check(attack)
         look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))
-        digests = {part: digest_of(run, output_root) for part, run in evaluation.runs.items()}
         data = plain(cfg, "data")["data"]
-        return cls(evaluation, attack, budget, threat_model, protocol, look, digests, output_root, data, bool(cfg.force), str(cfg.device))
+        images = Images(data["root"])
+        digests = {part: digest_of(run, output_root, images.of_run(run)) for part, run in evaluation.runs.items()}
+        return cls(
+            evaluation, attack, budget, threat_model, protocol, look, digests, images.of_evaluation(evaluation), output_root, data,
+            bool(cfg.force), str(cfg.device),
+        )  # fmt: skip
+
+    @property
+    def attacked_images(self) -> dict[str, str]:
+        return {name: digest for name, digest in self.images.items() if name == "test"}
 
     def record(self, folder: EvaluationFolder, panel: bool = True) -> dict[str, Any] | None:
         """The record, if it counts and has the panel that is asked for; None where there is something to do."""
         record = None if self.force else folder.finished(self.digests)
+        if record and other_images(record, self.images) is not None:
+            record = None
         key = self.look.key(self.digests["run"])
         return None if panel and record and key and record.get("panel", {}).get("key") != key else record
 
@@ -125,11 +138,14 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
         if (record := asked.record(folder, panel=False)) is not None:  # the same evaluation with another panel
             record["warnings"] = warnings_of(record, loaded.dataset.classes, loaded.defended.stochastic)
         else:
+            with suppress(LabError):
+                if (others := other_images(folder.read(), asked.images)) is not None:
+                    log.warning("made anew: %s: %s", folder.file, others)
             folder.begin()
             record = _attacked(asked, loaded, folder)
         if (key := asked.look.key(asked.digests["run"])) is not None:
             run_folder = evaluation.run.at(asked.output_root)
-            facts = asked.look.facts(loaded.defended, loaded.test, asked.protocol, run_folder, asked.force)
+            facts = asked.look.facts(loaded.defended, loaded.test, asked.protocol, run_folder, asked.force, asked.attacked_images)
             arrays = folder.arrays(OUTCOME_FILE) or {}
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
             told = asked.look.told(record, facts, verdicts)
@@ -174,11 +190,12 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
 
     def save(outcome: Outcome) -> None:
         kept = {f"{keeper.name}.{name}": array for keeper in protocol.keepers for name, array in keeper.arrays.items()}
-        write_arrays(folder.partial, mark=np.array(mark), **outcome.arrays(), **kept)
+        seen = {f"images.{name}": np.array(digest) for name, digest in asked.images.items()}
+        write_arrays(folder.partial, mark=np.array(mark), **outcome.arrays(), **kept, **seen)
         if crafted is not None:
             crafted.save(float(outcome.seconds.sum()), last=bool(outcome.done.all()))
 
-    known = None if asked.force else _partial(folder, mark, data.ids.cpu().numpy(), protocol)
+    known = None if asked.force else _partial(folder, mark, data.ids.cpu().numpy(), protocol, asked.images)
     outcome = evaluate(loaded.defended, loaded.view, data, asked.attack, asked.budget, protocol, Store(known, save, crafted))
     save(outcome)  # the panel may take its time
     write_arrays(folder.path / OUTCOME_FILE, **_told(outcome, names, protocol))
@@ -189,7 +206,7 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
     averaged = protocol.eot_samples if draws else 1
     samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in asked.attack.stages())
     made = Circumstances(loaded.dataset.classes, loaded.defended.stochastic, samples, device_name(loaded.device))
-    return record_of(evaluation, outcome, names, asked.digests, made)
+    return record_of(evaluation, outcome, names, asked.digests, made) | told(asked.images)
 
 
 def _told(outcome: Outcome, stages: list[str], protocol: Protocol) -> dict[str, np.ndarray]:
@@ -224,17 +241,20 @@ def _crafted(asked: Asked, loaded: Loaded, data: ImageSet) -> Crafted | None:
         return None
     assert asked.evaluation.source is not None
     path = asked.evaluation.source.at(asked.output_root).crafted_file(crafted_name(asked.evaluation, asked.digests["source"]))
-    return Crafted.of(path, data, stages=len(asked.attack.stages()), afresh=asked.force)
+    return Crafted.of(path, data, stages=len(asked.attack.stages()), afresh=asked.force, images=asked.images.get("test"))
 
 
-def _partial(folder: EvaluationFolder, mark: str, ids: np.ndarray, protocol: Protocol) -> Outcome | None:
-    """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights."""
+def _partial(folder: EvaluationFolder, mark: str, ids: np.ndarray, protocol: Protocol, images: Mapping[str, str]) -> Outcome | None:
+    """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights or images."""
     if not folder.partial.exists():
         return None
     try:
         arrays = read_arrays(folder.partial)
         if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
             return None
+        seen = {name.partition(".")[2]: str(arrays.pop(name)) for name in list(arrays) if name.startswith("images.")}
+        if (others := other_images({"images": seen}, images)) is not None:
+            raise LabError(others)
         kept = {keeper.name: {} for keeper in protocol.keepers}  # type: dict[str, dict[str, np.ndarray]]
         for name in [name for name in arrays if "." in name]:
             keeper_name, _, key = name.partition(".")

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import lost
 from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of, path_of, reference_results, tables_folder
+from robustbench_lab.settings.images import Images
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
@@ -54,10 +55,11 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     output_root = output_root_of(cfg)
     tables = chosen_tables(cfg.tables, cfg.table_profile)
     made = None if cfg.plan else _made(output_root)
-    both = filled(tables, output_root)
+    here = _elsewhere(cfg)
+    both = filled(tables, output_root, here)
     cells_of = {table.name: cells for table, cells in both}
     wanted = covering(both) if cfg.cells == "covering" else cells_of
-    plan = plan_of((cell for cells in wanted.values() for cell in cells), output_root)
+    plan = plan_of((cell for cells in wanted.values() for cell in cells), output_root, Images(cfg.data.root))
     about = "what several need is in the line of each and once in the sums; times are those of one job after the other"
     lines = plan.lines(wanted, full=cfg.plan == "full")
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
@@ -75,9 +77,15 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
         log.warning("%d evaluations wait for runs that could not be trained", len(waiting))
     if launches.started:
         made = _made(output_root)
-        cells_of = {table.name: cells for table, cells in filled(tables, output_root)}
+        cells_of = {table.name: cells for table, cells in filled(tables, output_root, here)}
     reference = reference_results() if cfg.reference else None
     _write_pages([(table, cells_of[table.name]) for table in tables], made, reference, report=cfg.report)
+
+
+def _elsewhere(cfg: DictConfig) -> list[str]:
+    """The word for the folder of images, where it is not the usual one: a path that lies in it is named by it."""
+    usual = compose("train", [])[0].data.root
+    return [] if cfg.data.root == usual else [f"data.root={quoted(Path(cfg.data.root).absolute())}"]
 
 
 def _made(output_root: Path) -> Made:

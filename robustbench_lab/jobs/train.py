@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Run, run_of
+from robustbench_lab.settings.images import Images, other_images, told
 from robustbench_lab.storage.files import SCHEMA, write_bytes
 from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.provenance import commit, provenance
 from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
 from robustbench_lab.training.batches import split_validation
-from robustbench_lab.training.checkpoints import load_state, load_weights, save_state, write_tensors
+from robustbench_lab.training.checkpoints import OfOtherImages, load_state, load_weights, save_state, write_tensors
 from robustbench_lab.training.events import EVENTS_FOLDER, events, need_tensorboard, write_events
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.recipe import Recipe
@@ -43,8 +45,9 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
     force = bool(cfg.force) if force is None else force
     if tensorboard:
         need_tensorboard()  # what is not installed stops here
-    folder = run.at(output_root_of(cfg))
-    if not force and _found(folder):
+    folder, data = run.at(output_root_of(cfg)), plain(cfg, "data")["data"]
+    images = Images(data["root"]).of_run(run)
+    if not force and _found(folder, images):
         if tensorboard:  # it changes no result, hence no run's name
             with folder.locked():
                 write_events(folder)
@@ -52,7 +55,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
     dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
     defense.check_epochs(recipe.epochs)
     device = device_of(cfg.device)
-    train_data = load_split(dataset, "train", plain(cfg, "data")["data"])
+    train_data = load_split(dataset, "train", data)
     teacher = None
     if run.teacher is not None:
         log.info("%s learns from %s", run.name, run.teacher.name)
@@ -60,47 +63,74 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
         teacher = load_run(run.teacher, output_root_of(cfg), device)[1]
     with folder.locked():
         folder = folder.afresh()
-        if not force and _found(folder):  # another process finished it while this one waited
+        if not force and _found(folder, images):  # another process finished it while this one waited
             if tensorboard:
                 write_events(folder)
             return folder.path
-        _clear(folder, force)
+        if (others := _of_other_images(folder, images)) is not None:
+            log.warning("trained again: %s: %s", folder.path / RUN_FILE, others)
+        _clear(folder, afresh=force or others is not None)
         with folder.leaving_error():
             _write_hydra(folder.path, run)
-            state = _fitted(run, folder, (model.to(device), defense, recipe, teacher), train_data.to(device), tensorboard)
-            record = _record(run, folder, model, recipe, state, len(train_data), device_name(device))
+            state = _fitted(run, folder, (model.to(device), defense, recipe, teacher), train_data.to(device), tensorboard, images)
+            record = _record(run, folder, model, recipe, state, len(train_data), device_name(device)) | told(images)
             folder.finish(record)
         log.info("trained %s: %d epochs in %.0f s", folder.path, state.epoch, record["seconds"])
     return folder.path
 
 
-def _found(folder: RunFolder) -> bool:
-    if folder.usable:
+def _found(folder: RunFolder, images: Mapping[str, str]) -> bool:
+    if folder.usable and _of_other_images(folder, images) is None:
         log.info("finished already: %s", folder.path)
         return True
     return False
 
 
-def _clear(folder: RunFolder, force: bool) -> None:
-    """What would speak of other weights than those that come."""
+def _of_other_images(folder: RunFolder, images: Mapping[str, str]) -> str | None:
+    """How a run.json tells that the run has learned from other images; None where it does not, or there is none that counts."""
+    return other_images(folder.record, images) if folder.trained else None
+
+
+def _clear(folder: RunFolder, afresh: bool) -> None:
+    """What would speak of other weights than those that come; afresh: what they could be resumed from too."""
     (folder.path / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
-    if force:
+    if afresh:
         for path in (folder.checkpoint, folder.weights):
             path.unlink(missing_ok=True)
         if (folder.path / EVENTS_FOLDER).exists():
             shutil.rmtree(folder.path / EVENTS_FOLDER)
 
 
-def _fitted(run: Run, folder: RunFolder, parts: tuple[Defended, Any, Recipe, Defended | None], train_data: Any, tensorboard: bool) -> State:
+def _left(run: Run, folder: RunFolder, images: Mapping[str, str]) -> State | None:
+    """Where an interrupted training of the same images stands."""
+    if not folder.checkpoint.exists():
+        return None
+    try:
+        state = load_state(folder.checkpoint, run.fingerprint, images)
+    except OfOtherImages as error:
+        log.warning("trained from the start: %s", error)
+        _clear(folder, afresh=True)
+        return None
+    log.info("resuming %s after epoch %d", folder.name, state.epoch)
+    return state
+
+
+def _fitted(
+    run: Run,
+    folder: RunFolder,
+    parts: tuple[Defended, Any, Recipe, Defended | None],
+    train_data: Any,
+    tensorboard: bool,
+    images: Mapping[str, str],
+) -> State:
     """The last state of the training, begun or resumed; the model then holds the weights that count."""
     model, defense, recipe, teacher = parts
-    state = load_state(folder.checkpoint, run.fingerprint) if folder.checkpoint.exists() else None
+    state = _left(run, folder, images)
     if state is not None:
-        log.info("resuming %s after epoch %d", folder.name, state.epoch)
         load_weights(model, state.model, folder.checkpoint)
 
     def save(state: State) -> None:
-        save_state(folder.checkpoint, state, run.fingerprint)
+        save_state(folder.checkpoint, state, run.fingerprint, images)
         _write_metrics(folder.path, state)
         add_events(state.history[-1])
 

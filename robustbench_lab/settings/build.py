@@ -93,7 +93,8 @@ def _object(node: Mapping[str, Any], key: str, kind: Any) -> Any:
     try:
         return callee(**knobs)
     except LabError as error:
-        told = str(error) if str(error).startswith(f"{key.partition('.')[0]}.") else f"{key}.{error}"
+        whole = (f"{key.partition('.')[0]}.", "dataset.")  # a backbone's images are the dataset's: no key of its own
+        told = str(error) if str(error).startswith(whole) else f"{key}.{error}"
         raise LabError(told) from error
 
 

@@ -19,6 +19,7 @@ from robustbench_lab.settings.conf import compose, path_of, plain
 from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, merged_overrides, readable, train_overrides
 from robustbench_lab.storage.files import file_digest
 from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder, existing
+from robustbench_lab.storage.image_files import within
 from robustbench_lab.storage.records import RUN_FILE
 
 # They change no weight, or, a teacher's words, are said better by its content.
@@ -200,6 +201,8 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
     """
     named = {group: str(choices[group]) for group in RUN_GROUPS}
     config = plain(cfg, *RUN_GROUPS, "seed")
+    if isinstance(path := config["dataset"].get("path"), str) and path:
+        config["dataset"]["path"] = within(plain(cfg, "data")["data"]["root"], path)
     if (file := config["training"].get("weights")) is not None:
         config["training"]["weights_digest"] = file_digest(_file(file, "training.weights"))
     key, described = _another_run(config)

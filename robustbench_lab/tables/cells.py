@@ -184,14 +184,15 @@ def name_of(evaluation: Evaluation) -> str:
     return f"{evaluation.run.name}/evaluate/{evaluation.name}"
 
 
-def filled(tables: Sequence[Table], output_root: Path) -> list[tuple[Table, list[Cell]]]:
-    """Each table with its cells, row by row; what they share is composed and read once."""
-    return filled_from(tables, [output_root])[0]
+def filled(tables: Sequence[Table], output_root: Path, here: Sequence[str] = ()) -> list[tuple[Table, list[Cell]]]:
+    """Each table with its cells, row by row; what they share is composed and read once. here: words that hold for every cell, such as where
+    images are."""
+    return filled_from(tables, [output_root], here)[0]
 
 
-def filled_from(tables: Sequence[Table], output_roots: Sequence[Path]) -> list[list[tuple[Table, list[Cell]]]]:
+def filled_from(tables: Sequence[Table], output_roots: Sequence[Path], here: Sequence[str] = ()) -> list[list[tuple[Table, list[Cell]]]]:
     """The same from each of several output folders."""
-    expansion, every = Expansion(), [Records(output_root) for output_root in output_roots]
+    expansion, every = Expansion(here), [Records(output_root) for output_root in output_roots]
     return [[(table, _Filling(table, expansion, known).cells()) for table in tables] for known in every]
 
 

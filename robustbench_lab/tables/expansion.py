@@ -24,9 +24,10 @@ REFERENCE = re.compile(r"\$\{(?:backbone|defense|training|seed|profile)\b")
 
 
 class Expansion:
-    """The evaluations that many cells' words describe; what they share is put together once."""
+    """The evaluations that many cells' words describe; what they share is put together once. here: words that hold for all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, here: Sequence[str] = ()) -> None:
+        self._here = tuple(here)
         self._bases: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
         self._runs: dict[tuple[str, ...], Run] = {}
         self._hows: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -37,7 +38,7 @@ class Expansion:
         """Raises Hydra's error for words that describe none."""
         key = tuple(words)
         if key not in self._found:
-            self._found[key] = self._evaluation(words)
+            self._found[key] = self._evaluation([*self._here, *words])
         return self._found[key]
 
     def run(self, words: Sequence[str]) -> Run:

@@ -12,6 +12,7 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
+from robustbench_lab.settings.images import Images, other_images
 from robustbench_lab.settings.overrides import train_overrides
 from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
@@ -80,10 +81,10 @@ class Plan:
                 yield from (f"  {job.name}{f'  {duration(job.seconds)}' if job.seconds is not None else ''}" for job in missing)
 
 
-def asked_by(cell: Cell) -> Iterator[tuple[list[str], Evaluation, bool]]:
-    """The evaluations behind a cell: their words, and whether each is finished."""
+def asked_by(cell: Cell) -> Iterator[tuple[list[str], Evaluation, dict[str, Any] | None]]:
+    """The evaluations behind a cell: their words, and the record of each that is finished."""
     for one in cell.measurements:
-        yield one.overrides, one.evaluation, one.record is not None
+        yield one.overrides, one.evaluation, one.record
 
 
 def key_of(evaluation: Evaluation) -> tuple[str, str]:
@@ -112,13 +113,13 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
-    """The jobs behind the cells, each once."""
+def plan_of(cells: Iterable[Cell], output_root: Path, images: Images | None = None) -> Plan:
+    """The jobs behind the cells, each once. What was made from other images than these is not finished."""
     there = OutputFolder(output_root)
     costs, folders = Costs(there), Folders(there)
     runs: dict[str, Job] = {}
     evaluations: dict[tuple[str, str], Job] = {}
-    for words, evaluation, finished in (asked for cell in cells for asked in asked_by(cell)):
+    for words, evaluation, record in (asked for cell in cells for asked in asked_by(cell)):
         if key_of(evaluation) in evaluations:
             continue
         needs = [run for run in (evaluation.run, evaluation.source) if run is not None]
@@ -126,7 +127,10 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
             if run.fingerprint not in runs:
                 for part, its_words in _with_teachers(run, described):
                     if part.fingerprint not in runs:
-                        runs[part.fingerprint] = _training(part, list(its_words), folders, costs)
+                        runs[part.fingerprint] = _training(part, list(its_words), folders, costs, images)
+        finished = record is not None and all(runs[run.fingerprint].finished for run in needs)
+        if finished and images is not None:
+            finished = other_images(record or {}, images.of_evaluation(evaluation)) is None
         name = f"{evaluation.run.name} {evaluation.name}"
         evaluations[key_of(evaluation)] = Job(
             "evaluate", name, words, folders.of_evaluation(evaluation) / RECORD_FILE,
@@ -140,9 +144,11 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
     return Plan(runs, evaluations)
 
 
-def _training(run: Run, words: list[str], folders: Folders, costs: Costs) -> Job:
+def _training(run: Run, words: list[str], folders: Folders, costs: Costs, images: Images | None) -> Job:
     needs = frozenset({run.teacher.fingerprint} if run.teacher else ())
     finished = run.fingerprint in costs.trained
+    if finished and images is not None:
+        finished = other_images(folders.there.runs[run.fingerprint].record, images.of_run(run)) is None
     return Job("train", run.name, words, folders.of_run(run) / RUN_FILE, needs, run.fingerprint, finished, costs.training(run))
 
 

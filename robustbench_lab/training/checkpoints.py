@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.settings.images import NO_IMAGES, other_images, told
 from robustbench_lab.storage.files import write_bytes
 from robustbench_lab.training.state import State
 
@@ -67,8 +69,13 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path | str)
     model.load_state_dict(tensors)
 
 
-def save_state(path: Path, state: State, run: str) -> None:
-    """Write a training state under the run's fingerprint, in one file. Raises LabError when its weights are not finite."""
+class OfOtherImages(LabError):
+    """A training state that has seen other images than there are now."""
+
+
+def save_state(path: Path, state: State, run: str, images: Mapping[str, str] = NO_IMAGES) -> None:
+    """Write a training state under the run's fingerprint and the digests of its images, in one file. Raises LabError when its weights are
+    not finite."""
     for name, tensor in state.model.items():
         if not torch.isfinite(tensor).all():
             raise LabError(
@@ -79,14 +86,16 @@ def save_state(path: Path, state: State, run: str) -> None:
     tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
     # A tensor like the others, so that the digest covers it: a flipped bit in the epoch would end at other weights without a word.
     progress = json.dumps({"epoch": state.epoch, "history": state.history}).encode()
-    write_tensors(path, {**tensors, PROGRESS: torch.frombuffer(bytearray(progress), dtype=torch.uint8)}, {"run": run})
+    write_tensors(path, {**tensors, PROGRESS: torch.frombuffer(bytearray(progress), dtype=torch.uint8)}, {"run": run, **told(images)})
 
 
-def load_state(path: Path, run: str) -> State:
-    """Raises LabError when the file is damaged, or belongs to another run."""
+def load_state(path: Path, run: str, images: Mapping[str, str] = NO_IMAGES) -> State:
+    """Raises LabError when the file is damaged, or belongs to another run, and OfOtherImages."""
     tensors, meta = read_tensors(path)
     if meta.get("run") != run:
         raise LabError(f"{path} belongs to run {meta.get('run')}, not to {run}; delete it and train again")
+    if (others := other_images(meta, images)) is not None:
+        raise OfOtherImages(f"{path}: {others}")
     if PROGRESS not in tensors:
         raise LabError(f"{path} is no training state that this version reads; delete it and train again")
     state = State(**json.loads(tensors.pop(PROGRESS).numpy().tobytes()))

@@ -20,6 +20,7 @@ from robustbench_lab.randomness import stable_hash
 from robustbench_lab.settings.build import build, dataset_of
 from robustbench_lab.settings.conf import path_of
 from robustbench_lab.settings.identity import Run, nearest_runs, said
+from robustbench_lab.settings.images import NO_IMAGES, other_images
 from robustbench_lab.storage.folders import Missing
 from robustbench_lab.storage.records import RUN_FILE
 from robustbench_lab.threats import Budget
@@ -83,10 +84,16 @@ def load_run(run: Run, output_root: Path, device: torch.device) -> tuple[Dataset
     return dataset, model.to(device).eval(), defense
 
 
-def digest_of(run: Run, output_root: Path) -> str:
-    """The digest of a finished run's weights. Raises LabError, with the nearest finished runs, when there is none."""
+def digest_of(run: Run, output_root: Path, images: Mapping[str, str] = NO_IMAGES) -> str:
+    """The digest of a finished run's weights; images: those that it should have learned from, where they are known.
+
+    Raises LabError, with the nearest finished runs, when there is none, and where it has learned from others.
+    """
     try:
-        return run.at(output_root).digest
+        folder = run.at(output_root)
+        if (others := other_images(folder.record, images)) is not None:
+            raise LabError(f"{folder.path / RUN_FILE}: {others}; train again with the same settings: python -m robustbench_lab train ...")
+        return folder.digest
     except Missing:
         objects(run)  # a wrong knob is why
         words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))

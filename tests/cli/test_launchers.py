@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
@@ -227,6 +229,21 @@ def test_ctrl_c_leaves_no_worker_of_joblib_behind(reproduce, table, outputs):
     while workers(outputs) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not workers(outputs)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_images_are_streamed_by_processes_of_the_jobs(reproduce, table, outputs, tmp_path, launcher):
+    shades = np.random.default_rng(0).integers(0, 80, (12, 8, 8, 3))
+    for split in ("train", "test"):
+        for number, pixels in enumerate(shades):
+            path = tmp_path / "images" / split / ("light" if number % 2 else "dark") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels + 150 * (number % 2)).astype(np.uint8)).save(path)
+    folder = ["dataset=image_folder", f"dataset.path={tmp_path}/images", "dataset.classes=2", "dataset.size=8", "dataset.resize=8"]
+    table([{"label": "folder", "overrides": [*folder, "dataset.in_memory_limit=0"]}], [FGSM])
+    status, err = ended(reproduce(launcher, "data.workers=2"))
+    assert status == 0, err
+    assert len(results(outputs)) == 2
 
 
 def test_a_sweep_of_one_verb_through_joblib(start, outputs, tiny, monkeypatch):

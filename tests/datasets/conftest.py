@@ -41,7 +41,7 @@ def small_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     root = tmp_path / "data"
     rng = np.random.default_rng(0)
-    _write_mnist(root / "MNIST" / "raw", rng)
+    _write_mnist(root / "MNIST" / "raw", rng, monkeypatch)
     _write_cifar10(root / "cifar-10-batches-py", rng, monkeypatch)
     _write_svhn(root, rng, monkeypatch)
     for split in ("train", "test"):
@@ -67,7 +67,9 @@ def _labels(rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.repeat(np.arange(10), PER_CLASS)).astype(np.uint8)
 
 
-def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
+def _write_mnist(folder: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustbench_lab.datasets.mnist import UNPACKED
+
     folder.mkdir(parents=True)
     for stem in ("train", "t10k"):
         labels = _labels(rng)
@@ -76,6 +78,8 @@ def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = np.array([0x801, len(labels)], dtype=">i4").tobytes()
         (folder / f"{stem}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+        for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
+            monkeypatch.setitem(UNPACKED, name, hashlib.md5((folder / name).read_bytes()).hexdigest())
 
 
 def _write_cifar10(folder: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

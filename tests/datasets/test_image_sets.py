@@ -1,5 +1,6 @@
 """Sets of images: in memory and streamed, one interface."""
 
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -76,6 +77,23 @@ def test_error_while_streaming_reads_as_it_was_raised(workers: int) -> None:
     images = StreamedImageSet(refuse, SHAPE, LABELS, torch.arange(10), workers=workers)
     with pytest.raises(LabError, match=r"^image 0 is broken$"):
         next(images.batches(torch.arange(10), 4))
+
+
+def test_a_worker_of_joblib_streams_as_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, what starts processes unasked is joblib's own way, which wants more than a DataLoader's workers have."""
+    from joblib.externals.loky.backend.context import get_context
+
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", get_context("loky"))  # type: ignore[attr-defined]
+    assert multiprocessing.get_start_method() == "loky"
+    x, _, _ = next(image_sets(2)[1].batches(torch.arange(10), 10))
+    assert torch.equal(x, PIXELS / 255)
+
+
+def test_a_process_that_may_start_none_decodes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the workers of a multiprocessing.Pool."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    x, _, _ = next(image_sets(2)[1].batches(torch.arange(10), 10))
+    assert torch.equal(x, PIXELS / 255)
 
 
 def test_streamed_image_of_another_shape() -> None:

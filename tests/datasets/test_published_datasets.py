@@ -117,10 +117,19 @@ def test_pickle_with_another_md5_is_not_opened(make_dataset: Make, small_root: P
     assert not mark.exists()
 
 
+def test_sound_files_of_another_dataset_are_not_taken_for_mnist(make_dataset: Make, small_root: Path) -> None:
+    """Fashion-MNIST and its like have files of the same names, sizes and headers."""
+    path = small_root / PUBLISHED["mnist"][1]
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(LabError, match=rf"{path} does not match its MD5 .*delete it"):
+        load(make_dataset("mnist"), "test", small_root)
+    assert len(load(make_dataset("mnist"), "train", small_root)) == 30, "the other split is sound"
+
+
 def test_mnist_with_fewer_labels_than_images(make_dataset: Make, small_root: Path) -> None:
-    folder = small_root / "MNIST" / "raw"
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x02\x05\x06")
-    with pytest.raises(LabError, match=r"t10k-images-idx3-ubyte holds 30 images, its labels file 2"):
+    path = small_root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(b"\0\0\x08\x01\0\0\0\x02\x05\x06")
+    with pytest.raises(LabError, match=rf"{path} does not match its MD5"):
         load(make_dataset("mnist"), "test", small_root)
 
 

@@ -349,3 +349,9 @@ def test_only_one_place_looks_for_choices():
         if re.search(r"CONF / group|CONF\)? / \"\w+\"\)?\.", path.read_text())
     }
     assert looking == {"conf.py"}
+
+
+def test_a_backbone_for_larger_images_names_the_key_that_says_how_large_they_are():
+    config = plain(compose("train", ["dataset=circles", "backbone=vgg19"])[0], "backbone")
+    with pytest.raises(LabError, match=r"^dataset\.size: this backbone needs images of at least 16x16 pixels, got 1x1"):
+        build(config["backbone"], "backbone")
