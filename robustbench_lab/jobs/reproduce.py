@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import lost
+from robustbench_lab.output import command_line
 from robustbench_lab.settings.conf import CONF, PACKAGE, check_flags, compose, reference_results, tables_folder
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
@@ -142,7 +143,7 @@ class Launches:
             waiting = [*untried, *others, *(job for job in dead if deaths[job.file] < ATTEMPTS)]
             for job in dead:
                 if deaths[job.file] == ATTEMPTS:
-                    lost(f"{job.verb} {job.name}", LOST)
+                    lost(command_line(job.verb, job.words), LOST)
 
     def finished(self, job: Job) -> bool:
         """Whether its result is there, and newer than these launches: by this command, or by another one meanwhile."""
