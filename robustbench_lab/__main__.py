@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from robustbench_lab import startup  # before what takes its time to be imported
+
+# isort: split
 import re
 import sys
 from importlib.util import find_spec
@@ -11,7 +14,7 @@ import hydra
 from robustbench_lab import __version__
 from robustbench_lab.errors import LabError
 from robustbench_lab.multirun import failures, job
-from robustbench_lab.output import told_to_a_reader_that_may_leave
+from robustbench_lab.output import telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.settings.verbs import VERBS, check_words
@@ -56,8 +59,23 @@ def check_launcher(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    with told_to_a_reader_that_may_leave(sys.stdout):
-        command()
+    with telling():
+        status: str | int | None = 0
+        try:
+            command()
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
+            status = startup.STATUS
+        except LabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except SystemExit as end:
+            status = end.code
+        if failed := failures():  # also where the end was another error, such as a full disk
+            print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
+            status = status or 1
+        if status:
+            raise SystemExit(status)
 
 
 def command() -> None:
@@ -75,19 +93,9 @@ def command() -> None:
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
-    try:
-        check_launcher(arguments)
-        check_words(verb, arguments)
-        hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
-        raise SystemExit(130) from None
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    if failed := failures():
-        print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
-        raise SystemExit(1)
+    check_launcher(arguments)
+    check_words(verb, arguments)
+    hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
 
 
 if __name__ == "__main__":
