@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.output import command_line
+from robustbench_lab.output import command_line, one_line
 from robustbench_lab.settings.overrides import merged_overrides, quoted, train_overrides
 from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
@@ -280,7 +280,7 @@ def _shown(cell: Cell, letters: Mapping[str, str]) -> ShownCell:
         in_percent=cell.in_percent,
         measured=cell.figure is not None,
         missing=cell.missing,
-        problem=cell.problem,
+        problem=cell.problem and one_line(cell.problem),
         commands=_commands(cell) if cell.missing else [],
     )
 
@@ -302,7 +302,9 @@ def _footnote(letter: str, code: str, cells: Sequence[Cell]) -> Footnote:
         for message in dict.fromkeys(flag["message"] for flag in cell.flags if flag["code"] == code):
             told.setdefault(message, []).append(cell.name)
     measured = sum(cell.figure is not None for cell in cells)
-    return Footnote(letter, code, [Message(text or "no message", names, len(names) == measured > 1) for text, names in told.items()])
+    return Footnote(
+        letter, code, [Message(one_line(text) or "no message", names, len(names) == measured > 1) for text, names in told.items()]
+    )
 
 
 def _origins(table: Table, cells: Sequence[Cell]) -> list[str]:
