@@ -7,12 +7,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from hydra.utils import get_object
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.yaml_files import read_yaml
 
 
 class Kind(Protocol):
@@ -42,7 +42,7 @@ def kind_of(figure: Mapping[str, Any]) -> Kind:
     kind = figure.get("kind")
     if kind not in figure_kinds():
         raise LabError(f"figure.kind: expected one of {', '.join(figure_kinds())}, got {kind!r}")
-    usual = yaml.safe_load((CONF / "figure" / f"{kind}.yaml").read_text(encoding="utf-8"))
+    usual = read_yaml(CONF / "figure" / f"{kind}.yaml")
     target, given = usual.pop("_target_"), {key: value for key, value in figure.items() if key != "kind"}
     every = set(signature(get_object(target)).parameters)
     if not every - usual.keys() <= given.keys() <= every:
