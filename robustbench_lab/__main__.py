@@ -8,6 +8,7 @@ from robustbench_lab import startup  # before what takes its time to be imported
 import re
 import sys
 from importlib.util import find_spec
+from shutil import which
 
 import hydra
 
@@ -47,8 +48,11 @@ PLUGINS = {  # of launchers: the module, and the extra that brings it (None: alw
 }
 
 
+PLANS = {"plan=true", "plan=full", "--help", "-h", "--info", "--cfg", "-c"}  # words of a command that starts no job
+
+
 def check_launcher(arguments: list[str]) -> None:
-    """Raises LabError, with the install command, when the launcher that is asked for is not installed."""
+    """Raises LabError, with what to do, when the launcher that is asked for is not installed, or has no cluster."""
     for argument in arguments:
         key, _, choice = argument.partition("=")
         for name, (module, extra) in PLUGINS.items():
@@ -56,6 +60,11 @@ def check_launcher(arguments: list[str]) -> None:
                 package = f"robustbench_lab[{extra}]" if extra else "hydra-joblib-launcher"
                 checkout = f" (in a checkout: python -m pip install -e '.[{extra}]')" if extra else ""
                 raise LabError(f"hydra/launcher={choice} is not installed; install it: python -m pip install '{package}'{checkout}")
+        if key == "hydra/launcher" and choice in ("slurm", "submitit_slurm") and which("srun") is None and not PLANS & {*arguments}:
+            raise LabError(
+                f"hydra/launcher: {choice} started no job: there is no SLURM on this machine (srun is not found); start it on a login node "
+                "of the cluster, or choose hydra/launcher=joblib, joblib_gpus or submitit_local"
+            )
 
 
 def main() -> None:
