@@ -121,3 +121,46 @@ def test_an_interrupt_while_libraries_are_imported_ends_quietly(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+ODD = "rows:\n- {label: odd, overrides: ['training.schedule=[1]']}\n- label: plain\n"
+
+
+def test_a_word_that_hydra_refuses_is_said_with_its_table_before_anything_starts(lab, outputs, small_table):
+    """A list where a mapping is: Hydra merges the two, and cannot."""
+    small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", ODD))
+    for verb in ("tables", "reproduce"):
+        ended = lab(verb)
+        assert ended.status == 2
+        assert ended.err.startswith(f"error: {small_table}: odd / clean: Error merging override training.schedule=[1]")
+        assert not outputs.exists()
+
+
+def test_a_word_that_hydra_refuses_only_from_the_launcher_stops_no_other_cell(lab, outputs, small_table, monkeypatch):
+    def takes_all(config, key, value):
+        *way, last = key.split(".")
+        for part in way:
+            config[part] = config = dict(config[part])
+        config[last] = value
+
+    monkeypatch.setattr("robustbench_lab.tables.expansion.with_value", takes_all)
+    small_table.write_text(small_table.read_text().replace("rows:\n- label: plain\n", ODD))
+    ended = lab("reproduce", "report=false")
+    assert ended.status == 1
+    listed = ended.err.rpartition("1 jobs failed:")[2]
+    assert "- python -m robustbench_lab train" in listed
+    assert f"{small_table}: odd / clean: ConfigCompositionException: Error merging override training.schedule=[1]" in listed
+    assert "hydra/launcher" not in ended.err
+    assert len(list(outputs.glob("runs/*/evaluate/*/record.json"))) == 1, "of the plain row"
+
+
+@pytest.mark.parametrize("choice", ["slurm", "submitit_slurm"])
+@pytest.mark.parametrize("command", ["train -m", "reproduce"])
+def test_slurm_where_there_is_none(lab, outputs, small_table, choice, command, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    ended = lab(*command.split(), f"hydra/launcher={choice}")
+    assert ended.status == 2
+    assert "there is no SLURM on this machine" in ended.err
+    assert "login node" in ended.err
+    assert not outputs.exists()
+    assert lab("reproduce", "--dry-run", f"hydra/launcher={choice}").status == 0
