@@ -1,7 +1,7 @@
 """fit(): the one training loop.
 
 Everything random in an epoch is a function of (seed, epoch, image), so that a run resumed from its last complete epoch ends at the same
-weights as one that was never stopped, bit for bit on a CPU.
+weights as one that was never stopped, bit for bit on a CPU with as many threads (sums over images are split among them).
 """
 
 from __future__ import annotations
