@@ -5,6 +5,7 @@ A job may run in another process, or on another machine, where nothing but this 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab import startup
 from robustbench_lab.errors import LabError, said
-from robustbench_lab.output import command_line, telling
+from robustbench_lab.output import command_line, one_line, telling
 from robustbench_lab.settings.conf import check_flags
 from robustbench_lab.storage.failures import write_error
 from robustbench_lab.storage.files import read_json, storing
@@ -40,12 +44,33 @@ class RememberSweep(Callback):
         _sweeps.append(folder)
         if config.hydra.job.config_name == "reproduce":  # often there is nothing to launch, and then nothing to leave
             return
+        _watch_launcher(config)
         try:
             with storing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         except LabError as error:  # Hydra turns an exception in a callback into a warning, and then meets the same disk
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+
+
+def _watch_launcher(config: DictConfig) -> None:
+    """A launcher that finds no cluster, or whose workers die, says so by its library's error: it becomes one that names the key."""
+    launcher: Any = get_class(config.hydra.launcher._target_)
+    choice = config.hydra.runtime.choices["hydra/launcher"]
+    launch = getattr(launcher.launch, "__wrapped__", launcher.launch)
+
+    @functools.wraps(launch)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        try:
+            return launch(*arguments, **options)
+        except (HydraException, OmegaConfBaseException):  # of words, not of the launcher
+            raise
+        except Exception as error:
+            reason = one_line(said(error).strip().partition("\n")[0])
+            print(f"error: hydra/launcher={choice} gave up: {reason}; the same command goes on from what is finished", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    launcher.launch = watched
 
 
 def job(cfg: DictConfig) -> None:

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.utils import get_class
 from tqdm import tqdm
 
 import robustbench_lab
@@ -164,3 +166,14 @@ def test_slurm_where_there_is_none(lab, outputs, small_table, choice, command, m
     assert "login node" in ended.err
     assert not outputs.exists()
     assert lab("reproduce", "--dry-run", f"hydra/launcher={choice}").status == 0
+
+
+def test_a_launcher_that_gives_up_is_named(lab, tiny, monkeypatch):
+    def finds_none(*_, **__):
+        raise ConnectionError("no cluster\nand what it looked for")
+
+    Plugins.instance()  # it loads the launchers' modules anew
+    monkeypatch.setattr(get_class("hydra._internal.core_plugins.basic_launcher.BasicLauncher"), "launch", finds_none)
+    ended = lab("train", "-m", *tiny, "seed=0,1")
+    assert ended.status == 2
+    assert ended.err == "error: hydra/launcher=basic gave up: ConnectionError: no cluster; the same command goes on from what is finished\n"
