@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from robustbench_lab import startup  # before what takes its time to be imported
+
+# isort: split
 import os
 import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from shutil import which
 from types import TracebackType
 
 import hydra
 
 from robustbench_lab import __version__
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, said
 from robustbench_lab.multirun import failures, job
-from robustbench_lab.output import told_to_a_reader_that_may_leave
+from robustbench_lab.output import one_line, telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.settings.refusals import REFUSALS, refusal
@@ -48,8 +52,11 @@ PLUGINS = {  # of launchers: the module, and the extra that brings it (None: alw
 }
 
 
+PLANS = {"plan=true", "plan=full", "--help", "-h", "--info", "--cfg", "-c"}  # words of a command that starts no job
+
+
 def check_launcher(arguments: list[str]) -> None:
-    """Raises LabError, with the install command, when the launcher that is asked for is not installed."""
+    """Raises LabError, with what to do, when the launcher that is asked for is not installed, or has no cluster."""
     for argument in arguments:
         key, _, choice = argument.partition("=")
         for name, (module, extra) in PLUGINS.items():
@@ -57,11 +64,31 @@ def check_launcher(arguments: list[str]) -> None:
                 package = f"robustbench_lab[{extra}]" if extra else "hydra-joblib-launcher"
                 checkout = f" (in a checkout: python -m pip install -e '.[{extra}]')" if extra else ""
                 raise LabError(f"hydra/launcher={choice} is not installed; install it: python -m pip install '{package}'{checkout}")
+        if key == "hydra/launcher" and choice in ("slurm", "submitit_slurm") and which("srun") is None and not PLANS & {*arguments}:
+            raise LabError(
+                f"hydra/launcher: {choice} started no job: there is no SLURM on this machine (srun is not found); start it on a login node "
+                "of the cluster, or choose hydra/launcher=joblib, joblib_gpus or submitit_local"
+            )
 
 
 def main() -> None:
-    with told_to_a_reader_that_may_leave(sys.stdout):
-        command()
+    with telling():
+        status: str | int | None = 0
+        try:
+            command()
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
+            status = startup.STATUS
+        except LabError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        except SystemExit as end:
+            status = end.code
+        if failed := failures():  # also where the end was another error, such as a full disk
+            print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
+            status = status or 1
+        if status:
+            raise SystemExit(status)
 
 
 def command() -> None:
@@ -79,33 +106,28 @@ def command() -> None:
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
     sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
+    check_environment()
+    check_launcher(arguments)
+    check_flags(arguments)
+    check_words(verb, arguments)
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # what Hydra refuses is told here, as what we refuse
     try:
-        check_environment()
-        check_launcher(arguments)
-        check_flags(arguments)
-        check_words(verb, arguments)
         hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(CONF), config_name=verb)(job)()
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command (without force=true) goes on from what was saved last", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (LabError, *REFUSALS) as error:
-        if before == "1" and not isinstance(error, LabError):
+    except LabError:
+        raise
+    except REFUSALS as error:
+        if before == "1":
             raise
-        print(f"error: {refusal(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception as error:  # of Hydra's, or a launcher's, whose own words they are
+        raise LabError(refusal(error)) from error
+    except Exception as error:  # of Hydra's, or a launcher's, which finds no cluster or whose workers die
         if before == "1" or any(module.startswith("robustbench_lab.jobs") for module in _modules(error.__traceback__)):
             raise
-        words = [argument for argument in arguments if argument.startswith(("hydra", "-"))]
-        print(f"error: {' '.join(words) or verb}: {type(error).__name__}: {error}; HYDRA_FULL_ERROR=1 shows where", file=sys.stderr)
-        raise SystemExit(2) from None
+        words = [argument for argument in arguments if argument.startswith("hydra")]
+        reason = one_line(said(error).strip().partition("\n")[0])
+        raise LabError(f"{' '.join(words) or 'the launcher'} gave up: {reason}; the same command goes on from what is finished") from error
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
-    if failed := failures():
-        print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
-        raise SystemExit(1)
 
 
 def _modules(traceback: TracebackType | None) -> Iterator[str]:

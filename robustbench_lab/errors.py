@@ -1,4 +1,4 @@
-"""The one exception that is printed without a traceback."""
+"""The one exception that is printed without a traceback, and what any exception says."""
 
 import re
 
@@ -17,3 +17,12 @@ def printable(text: str) -> str:
     """A text that UTF-8 can write: bytes that Python keeps in names of files as lone surrogates (PEP 383) become \\xff, others \\ud800."""
     as_bytes = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
     return as_bytes.encode("utf-8", "backslashreplace").decode()
+
+
+def said(error: BaseException) -> str:
+    """What an error says, after its kind where it is not ours; of one that cannot even say it, its kind."""
+    kind = type(error).__name__
+    try:
+        return str(error) if isinstance(error, LabError) else f"{kind}: {error}"
+    except Exception:
+        return f"{kind}, whose message cannot be shown"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,11 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_lab.errors import LabError
+from robustbench_lab import startup
+from robustbench_lab.errors import LabError, said
+from robustbench_lab.output import command_line, telling
 from robustbench_lab.settings.conf import path_of
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.refusals import REFUSALS, refusal
-from robustbench_lab.storage.files import SCHEMA, read_json, storing, write_json
+from robustbench_lab.storage.failures import write_error
+from robustbench_lab.storage.files import read_json, storing
 from robustbench_lab.storage.records import ERROR_FILE
 
 log = logging.getLogger("robustbench_lab")
@@ -38,6 +40,7 @@ class RememberSweep(Callback):
     """Hydra's word to us, in the process that launches, of where the jobs of the sweep leave their errors."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        startup.done()
         try:
             folder = path_of(config.hydra.sweep.dir, "hydra.sweep.dir")
             _sweeps.append(folder)
@@ -57,19 +60,22 @@ def job(cfg: DictConfig) -> None:
     if one_of_many:
         words = [word for word in run.overrides.task if not word.startswith(PLACES)]
         sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
-    try:
-        check_config(cfg, str(run.job.config_name))
-        with enough_memory():
-            import_module(f"robustbench_lab.jobs.{run.job.config_name}").main(cfg)
-    except Exception as error:
-        if one_of_many:
-            log.error("failed: %s", error)
-            leave_error(error)
-        elif isinstance(error, (LabError, *REFUSALS)):
-            print(f"error: {refusal(error)}", file=sys.stderr)
-            raise SystemExit(2) from None
-        else:
-            raise
+    with telling():  # the job may run in a process of its own
+        try:
+            check_config(cfg, str(run.job.config_name))
+            verb = import_module(f"robustbench_lab.jobs.{run.job.config_name}")
+            startup.done()
+            with enough_memory():
+                verb.main(cfg)
+        except Exception as error:
+            if one_of_many:
+                log.error("failed: %s", said(error))
+                leave_error(error)
+            elif isinstance(error, (LabError, *REFUSALS)):
+                print(f"error: {refusal(error)}", file=sys.stderr)
+                raise SystemExit(2) from None
+            else:
+                raise
 
 
 @contextmanager
@@ -81,36 +87,38 @@ def enough_memory() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         remedy = "fewer images at a time (training.batch_size, batch_size), a smaller network or a larger machine"
-        said = (str(error) or "there is no more").splitlines()[0]
-        raise LabError(f"out of memory: {said}; what helps: {remedy}") from error
+        reason = (str(error) or "there is no more").splitlines()[0]
+        raise LabError(f"out of memory: {reason}; what helps: {remedy}") from error
 
 
-def lost(job: str, reason: str) -> None:
+def lost(command: str, reason: str) -> None:
     """Remember a job that failed without leaving an error."""
-    _unwritten.append(f"{job}\n    {reason}")
+    _unwritten.append(f"{command}\n    {reason}")
 
 
 def leave_error(error: Exception) -> None:
     """Write the failed job's error where `failures` looks for it, whichever process or machine the job ran on."""
     hydra = HydraConfig.get()
-    content = {"schema": SCHEMA, "overrides": list(hydra.overrides.task), "error": f"{type(error).__name__}: {error}"}
-    if isinstance(error, LabError):
-        content["error"] = str(error)
-    path = Path(hydra.runtime.output_dir) / ERROR_FILE
-    try:
-        write_json(path, {**content, "traceback": traceback.format_exc()})
-    except LabError:
-        _unwritten.append(_line(content, path))
+    words = list(hydra.overrides.task)
+    told, path = (
+        {"overrides": words, "command": command_line(str(hydra.job.config_name), words)},
+        Path(hydra.runtime.output_dir) / ERROR_FILE,
+    )
+    if not write_error(path, error, **told):
+        _unwritten.append(_line({**told, "error": said(error)}, path))
 
 
 def failures() -> list[str]:
-    """One line for each failed job of this command's sweep."""
+    """One entry for each failed job of this command's sweep."""
     lines = list(_unwritten)
     for sweep in _sweeps:
-        for path in sorted(sweep.glob(f"*/{ERROR_FILE}"), key=lambda p: int(p.parent.name) if p.parent.name.isdigit() else 0):
-            lines.append(_line(read_json(path), path))
+        for path in sorted(sweep.glob(f"*/{ERROR_FILE}"), key=lambda p: int(p.parent.name) if p.parent.name.isdecimal() else 0):
+            try:
+                lines.append(_line(read_json(path), path))
+            except LabError as error:
+                lines.append(_line({"error": said(error)}, path))
     return lines
 
 
 def _line(content: Mapping[str, Any], path: Path) -> str:
-    return f"{' '.join(content['overrides'])}\n    {content['error']}\n    {path}"
+    return f"{content.get('command', 'a job')}\n    {content.get('error', 'no message')}\n    {path}"

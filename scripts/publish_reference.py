@@ -30,6 +30,7 @@ from robustbench_lab.tables.cells import Cell, cells_of
 from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.reading import published_tables, read_table, reshaped
+from robustbench_lab.tables.view import command_of
 
 Packed = dict[Path, dict[str, tuple[dict[str, Any], Files]]]  # evaluations with their arrays, by the folder of their run
 
@@ -38,7 +39,7 @@ def publish(table: Table, output_root: Path, reference: Path, allow_changes: boo
     """The files of the table's page."""
     cells = cells_of(table, output_root)
     if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.missing]:
-        command = f"make reproduce-tables TABLES={table.name}" + (f" PROFILE={table.profile}" if table.reshaped else "")
+        command = command_of(table)
         raise SystemExit(f"error: {table.name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
     runs = [run.at(output_root) for run in runs_behind(cells)]
     made_by = [*(record for cell in cells for record in cell.records), *(run.record for run in runs)]

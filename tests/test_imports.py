@@ -13,7 +13,7 @@ import robustbench_lab
 PACKAGE = Path(robustbench_lab.__file__).parent
 # From the ground up: a wing imports from the floors below its own, and from itself. The ground's modules may import each other.
 FLOORS = (
-    ("errors", "knobs", "intervals", "output", "progress", "randomness", "devices", "threats"),
+    ("errors", "startup", "knobs", "intervals", "output", "progress", "randomness", "devices", "threats"),
     ("storage",),
     ("settings", "backbones", "datasets", "transforms"),
     ("models",),

@@ -5,12 +5,14 @@ Source: Croce and Hein 2020, arXiv:1907.02044, Algorithm 1 and sections 3.1 to 3
 Where we differ: the projection (eq. 5) is solved by Newton's method, exactly and without a sort; the random starts shrink with the best
 distance of all of an image's searches (as in the first code; AutoAttack's does not remember it);
 the final search keeps a margin beyond rounding.
-Limits: K - 1 backward passes a step without targets; like every attack on gradients it is blind where they are zero.
+Limits: K - 1 backward passes a step without targets (where random output is averaged, their gradients are held together); like every
+attack on gradients it is blind where they are zero.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -20,7 +22,7 @@ from torch.linalg import vecdot
 
 from robustbench_lab.attacks.apgd import away, in_turn, split
 from robustbench_lab.attacks.base import Attack, decides, is_wrong, rows
-from robustbench_lab.attacks.gradients import logit_gradients, rivals
+from robustbench_lab.attacks.gradients import each_logit_gradient, rivals
 from robustbench_lab.knobs import Count, PositiveShare, Share, at_least
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.threats import Budget, per_image
@@ -54,6 +56,25 @@ def to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
             break
     moved = t[:, None] if norm == "linf" else t[:, None] * size
     return up.sign().where(~up.isnan(), up) * torch.minimum(moved, room)  # sign(NaN) is 0: it must be seen
+
+
+def nearest_boundary(leads: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Of each image's classes [B, C], the one whose linearised boundary is nearest (eq. 6): its lead [B] and the lead's gradient [B, N].
+
+    Class by class, so that memory does not grow with their number; of several that are as near, the first. A distance that is NaN counts
+    as nearest: the caller must see it.
+    """
+    ahead, gradients = each_logit_gradient(leads, x, classes)  # type: ignore[arg-type]
+    ahead = ahead.gather(1, classes)
+    distance, lead, w = ahead.new_full((len(x),), math.inf), ahead[:, 0], torch.zeros_like(x).flatten(1)
+    for j, gradient in enumerate(gradients):
+        other = gradient.flatten(1)
+        dual = other.abs().sum(dim=1) if norm == "linf" else other.norm(dim=1)
+        further = ahead[:, j].abs() / dual.clamp(min=1e-12)
+        nearer = (~(further >= distance) & ~distance.isnan()) | (j == 0)
+        distance, lead = torch.where(nearer, further, distance), torch.where(nearer, ahead[:, j], lead)
+        w = torch.where(nearer[:, None], other, w)
+    return lead, w
 
 
 def length(delta: Tensor, norm: str) -> Tensor:
@@ -125,8 +146,7 @@ class FAB(Attack):
             return logits - logits.gather(1, y[:, None])
 
         for _ in range(self.steps):
-            lead, gradients = logit_gradients(leads, x_adv, classes)  # type: ignore[arg-type]
-            x_adv = self._step(x_adv, x, lead.gather(1, classes), gradients, nearest.norm)
+            x_adv = self._step(x_adv, x, *nearest_boundary(leads, x_adv, classes, nearest.norm), nearest.norm)
             with torch.no_grad():
                 wrong = is_wrong(model(x_adv), y)
             distance = length((x_adv - x).flatten(1), nearest.norm)
@@ -139,12 +159,8 @@ class FAB(Attack):
                     if len(image) == 0:
                         return
 
-    def _step(self, x_adv: Tensor, x: Tensor, lead: Tensor, gradients: Tensor, norm: str) -> Tensor:
-        """From x_adv to beyond the nearest of the linearised boundaries, with a bias towards x; lead [B, C], gradients [B, C, ...]."""
-        w = gradients.flatten(2)
-        dual = w.abs().sum(dim=2) if norm == "linf" else w.norm(dim=2)
-        nearest = (lead.abs() / dual.clamp(min=1e-12)).argmin(dim=1)
-        w, lead = w[torch.arange(len(w)), nearest], lead.gather(1, nearest[:, None])[:, 0]
+    def _step(self, x_adv: Tensor, x: Tensor, lead: Tensor, w: Tensor, norm: str) -> Tensor:
+        """From x_adv to beyond a linearised boundary, where lead [B] + w [B, N] times a move is 0, with a bias towards x."""
         here, origin = x_adv.flatten(1), x.flatten(1)
         gap = torch.cat([-lead, -lead - (w * (origin - here)).sum(dim=1)])
         moves = to_hyperplane(torch.cat([here, origin]), torch.cat([w, w]), gap, norm)

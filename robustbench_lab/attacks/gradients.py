@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -58,20 +59,28 @@ def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
     return others.argsort(dim=1, descending=True, stable=True)[:, : min(most, logits.shape[1] - 1)]
 
 
-def logit_gradients(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits [B, K] and, for each image, the gradients of the logits of its own `classes` [B, M]: [B, M, C, H, W].
+def each_logit_gradient(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+    """The logits [B, K] and, one after the other, for each image the gradient of the logit of its class classes[:, j]: [B, C, H, W].
 
-    One forward pass, M backward passes; as many times as the model averages.
+    One forward pass, M backward passes for `classes` [B, M], each when its gradient is asked for: memory is that of one. A model that
+    averages takes as many times of both, and holds the gradients of all classes meanwhile, because its draws do not come again.
     """
-    x = x.detach().requires_grad_()
-    count, passes = classes.shape[1], passes_of(model)
-    total_logits, total_gradients = (torch.zeros((), device=x.device),) * 2
-    for one_pass in passes:
+    x, count, passes = x.detach().requires_grad_(), classes.shape[1], passes_of(model)
+
+    def differentiated(one_pass: Callable[[Tensor], Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
         logits = one_pass(x)
         chosen = logits.gather(1, classes)
-        gradients = [torch.autograd.grad(chosen[:, j].sum(), x, retain_graph=j + 1 < count)[0] for j in range(count)]
-        total_logits, total_gradients = total_logits + logits.detach(), total_gradients + torch.stack(gradients, dim=1)
-    return total_logits / len(passes), total_gradients / len(passes)
+        return logits.detach(), (torch.autograd.grad(chosen[:, j].sum(), x, retain_graph=j + 1 < count)[0] for j in range(count))
+
+    if len(passes) == 1:
+        return differentiated(passes[0])
+    total_logits, total = torch.zeros((), device=x.device), x.new_zeros((count, *x.shape))
+    for one_pass in passes:
+        logits, gradients = differentiated(one_pass)
+        total_logits = total_logits + logits
+        for sum_so_far, gradient in zip(total, gradients, strict=True):
+            sum_so_far += gradient
+    return total_logits / len(passes), iter(total.div_(len(passes)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def files_of(figure: Figure) -> tuple[bytes, bytes]:
         figure.savefig(svg, format="svg", dpi=RASTER_DPI, metadata=nothing)
     drawing = re.sub(r"<!DOCTYPE[^>]*>\s*", "", svg.getvalue())  # it names a file on the web
     drawing = re.sub(r"<!-- (.*?) -->\s*(<g\b[^>]*>)", r"\2<title>\1</title>", drawing)  # the words, escaped already
-    return png, drawing.encode()
+    return png, drawing.encode(errors="backslashreplace")
 
 
 def png_of(figure: Figure, dpi: int = PNG_DPI) -> bytes:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, said
 from robustbench_lab.multirun import lost
+from robustbench_lab.output import command_line, one_line
 from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of, path_of, reference_results, tables_folder
 from robustbench_lab.settings.images import Images
 from robustbench_lab.settings.keys import check_config
@@ -65,7 +68,7 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
     if made is None:
         return
-    launches = Launches(cfg, context, task_function, plan.jobs)
+    launches = Launches(cfg, context, task_function, plan.jobs, lambda job: _place(job, both))
     trainings = plan.missing("train")
     teachers = {fingerprint for job in trainings for fingerprint in job.needs}
     launches.run([job for job in trainings if job.fingerprint in teachers])
@@ -121,11 +124,26 @@ def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, referen
     made.store()
 
 
-class Launches:
-    """Lists of jobs, handed to the launcher that the command chose; `jobs` are all that there may be."""
+def _place(job: Job, tables: Sequence[tuple[Table, list[Cell]]]) -> str:
+    """Where the words of a job come from: the first table and cell that need it."""
+    for table, cells in tables:
+        for cell in cells:
+            for one in cell.measurements:
+                if job.fingerprint in (one.evaluation.fingerprint, *(run.fingerprint for run in one.runs)):
+                    return f"{table.path}: {cell.name}"
+    return "of no table's own words"  # of a teacher, which a run's words name
 
-    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job]) -> None:
-        self.cfg, self.context, self.task_function = cfg, context, task_function
+
+class Launches:
+    """Lists of jobs, handed to the launcher that the command chose; `jobs` are all that there may be.
+
+    place: the table and the cell that a job's words come from.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job], place: Callable[[Job], str] = str
+    ) -> None:
+        self.cfg, self.context, self.task_function, self.place = cfg, context, task_function, place
         self.folder = path_of(cfg.hydra.sweep.dir, "hydra.sweep.dir")
         self.launcher = str(cfg.hydra.launcher._target_)
         self.before = {job.file: _written(job.file) for job in jobs}
@@ -147,7 +165,7 @@ class Launches:
             waiting = [*untried, *others, *(job for job in dead if deaths[job.file] < ATTEMPTS)]
             for job in dead:
                 if deaths[job.file] == ATTEMPTS:
-                    lost(f"{job.verb} {job.name}", LOST)
+                    lost(command_line(job.verb, job.words), LOST)
 
     def finished(self, job: Job) -> bool:
         """Whether its result is there, and newer than these launches: by this command, or by another one meanwhile."""
@@ -160,24 +178,35 @@ class Launches:
         with open_dict(master):
             master.hydra.job.config_name = jobs[0].verb
         launcher = Plugins.instance().instantiate_launcher(hydra_context=self.context, task_function=self.task_function, config=master)
-        words, problem = self._words(jobs), None
+        words, problem, refusal = self._words(jobs), None, False
         with storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with _watched(jobs, self.finished), _all_awaited(self.launcher):
             try:
                 launcher.launch(words, initial_job_idx=first)
             except Exception as error:  # a launcher gives up when one of its workers dies
-                problem = f"{type(error).__name__}: {_first_line(error)}"
+                problem, refusal = _first_line(error), isinstance(error, HydraException | OmegaConfBaseException)
         dead: list[Job] = []
         untried: list[Job] = []
         for job, folder in zip(jobs, (self.folder / str(number) for number in range(first, self.started)), strict=True):
             if not self.finished(job) and not (folder / ERROR_FILE).exists():
                 (dead if folder.exists() or not problem else untried).append(job)  # Hydra makes the folder when the job starts
-        if len(untried) == len(jobs):
+        refused = [job for job in untried if refusal and self._refused(job)]
+        untried = [job for job in untried if job not in refused]
+        if not refused and len(untried) == len(jobs):
             raise LabError(f"hydra/launcher: {self.launcher} started no job: {problem}")
         if problem:
             log.warning("the launcher stopped: %s", problem)
         return dead, untried
+
+    def _refused(self, job: Job) -> bool:
+        """Whether Hydra refuses the job's words, which then have failed; the launcher gave up at them, and the others go on without."""
+        try:
+            compose(job.verb, self._words([job])[0])
+        except Exception as error:
+            lost(command_line(job.verb, job.words), f"{self.place(job)}: {one_line(said(error))}")
+            return True
+        return False
 
     def _words(self, jobs: Sequence[Job]) -> list[list[str]]:
         """The jobs' words, all of one verb, and this command's folders and what else of its places is not the verb's default."""
@@ -211,7 +240,7 @@ def _all_awaited(launcher: str) -> Iterator[None]:
         try:
             return wait(submitted, *rest, **more)
         except Exception as error:
-            log.warning("%s: %s", type(error).__name__, _first_line(error))
+            log.warning("%s", _first_line(error))
             return [None]
 
     setattr(owner, name, awaited)
@@ -222,7 +251,7 @@ def _all_awaited(launcher: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return said(error).strip().partition("\n")[0]
 
 
 def _written(file: Path) -> int | None:

@@ -14,7 +14,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
 from robustbench_lab.settings.conf import output_root_of
-from robustbench_lab.storage.files import write_bytes
+from robustbench_lab.storage.files import write_bytes, write_text
 from robustbench_lab.tables.cells import Cell, filled
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.pages import grid, latex, markdown
@@ -36,10 +36,10 @@ def write(table: Table, cells: list[Cell], output_root: Path) -> Path:
     """Write the table in Markdown, CSV and LaTeX, and its figure if it has one, print its grid, and return the Markdown file."""
     base, view = table_file(table, output_root), view_of(table, cells, output_root)
     path = base.with_name(base.name + ".md")
-    write_bytes(base.with_name(base.name + ".csv"), csv_of(cells).encode())
-    write_bytes(base.with_name(base.name + ".tex"), latex(view).encode())
+    write_text(base.with_name(base.name + ".csv"), csv_of(cells))
+    write_text(base.with_name(base.name + ".tex"), latex(view))
     pictures = _write_figure(table, cells, output_root)
-    write_bytes(path, markdown(view, pictures=bool(pictures)).encode())
+    write_text(path, markdown(view, pictures=bool(pictures)))
     tell(view)
     log.info("written: %s", ", ".join([str(path), ".csv", ".tex", *pictures]))
     return path

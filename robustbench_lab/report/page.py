@@ -22,7 +22,7 @@ from robustbench_lab.report.headlines import Headline, headline_of, in_one_ball
 from robustbench_lab.report.pictures import Album, Picture, figure_of
 from robustbench_lab.report.sections import Section, flat
 from robustbench_lab.report.shelf import PICTURES, Gallery, Shelf
-from robustbench_lab.storage.files import write_bytes
+from robustbench_lab.storage.files import write_text
 from robustbench_lab.tables.cells import filled_from
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
@@ -82,7 +82,7 @@ def write_report(output_root: Path, patterns: str | Sequence[str] = (), referenc
     if reference is not None and reference.is_dir() and reference.resolve() != output_root.resolve():
         shelves.append(Shelf(reference, of_the_project=True))
     album = Album(path.parent)
-    write_bytes(path, page(chosen_tables(patterns), shelves, album).encode())
+    write_text(path, page(chosen_tables(patterns), shelves, album))
     album.take_away_others()
     log.info("written: %s", path)
     return path

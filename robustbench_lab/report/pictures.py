@@ -103,7 +103,7 @@ def _content(table: Table, cells: Sequence[Cell], output_root: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     code = [path.read_bytes() for path in sorted((PACKAGE / "figures").glob("*.py"))]
     told = {"table": asdict(table), "cells": [{"fields": cell.fields(), "record": cell.record} for cell in cells], "dpi": DPI}
-    for part in (*code, *(version(package).encode() for package in DRAWN_WITH), to_json(told).encode()):
+    for part in (*code, *(version(package).encode() for package in DRAWN_WITH), to_json(told).encode(errors="backslashreplace")):
         digest.update(hashlib.blake2b(part).digest())
     for cell in cells:
         if cell.evaluation is not None and cell.record is not None:

@@ -8,14 +8,13 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robustbench_lab.errors import LabError
 from robustbench_lab.report.entries import Entry, Trained
 from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
+from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.folders import EvaluationFolder, Missing, OutputFolder
 from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE
@@ -143,7 +142,7 @@ def class_of(word: str) -> tuple[str, str] | None:
     path = choice_file(group, override.value())
     if path is None:  # who composes the table says so better
         return None
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if "_target_" in content:
         return group, content["_target_"]
     return class_of(f"{group}={next(base for base in content['defaults'] if isinstance(base, str) and base != '_self_')}")

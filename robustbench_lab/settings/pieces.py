@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.values import Unresolved, merged
-from robustbench_lab.settings.yaml_files import read_yaml
+from robustbench_lab.settings.yaml_files import read_text, read_yaml
 
 HELD = re.compile(r"(?P<override>override )?/(?P<group>\w+)@(?P<package>[^\W_]\w*(?:\.[^\W_]\w*)*)")  # _here_ and such have meanings
 
@@ -41,7 +41,7 @@ def piece(group: str, choice: str, *instead: tuple[str, str]) -> Piece:
 def _composed(group: str, choice: str, outer: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
     """Content, and group and choice of what is held by package; `outer`: what is held instead, by `group@package`."""
     path = choice_file(group, choice)
-    if path is None or "@package" in path.read_text(encoding="utf-8"):
+    if path is None or "@package" in read_text(path):
         raise Unresolved
     own = dict(read_yaml(path))
     entries = own.pop("defaults", [])

@@ -29,13 +29,14 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_value(config: dict[str, Any], key: str, value: object) -> None:
-    """Set a key that is there. Only mappings on the way to it are changed, each a copy. Raises Unresolved where it is not there."""
+    """Set a key that is there. Only mappings on the way to it are changed, each a copy. Raises Unresolved where it is not there, or is a
+    mapping, which takes no list."""
     *way, last = key.split(".")
     for part in way:
         if not isinstance(config.get(part), dict):
             raise Unresolved
         config[part] = config = dict(config[part])
-    if last not in config or isinstance(value, dict):
+    if last not in config or isinstance(value, dict) or (isinstance(value, list) and isinstance(config[last], dict | str)):
         raise Unresolved
     config[last] = value
 

@@ -55,6 +55,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """As UTF-8; what is no letter, such as a byte of a file's name that is not UTF-8, by its number."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
 def file_digest(path: Path) -> str:
     """A hash over a file's bytes: what names a file of weights that someone else made."""
     with path.open("rb") as file:
@@ -82,7 +87,7 @@ def _plain(value: object) -> object:
 
 
 def write_json(path: Path, content: object) -> None:
-    write_bytes(path, to_json(content).encode())
+    write_text(path, to_json(content))  # to JSON's readers the number of a letter is that letter
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.storage.files import SCHEMA, locked, read_arrays, write_json
+from robustbench_lab.storage.failures import write_error
+from robustbench_lab.storage.files import locked, read_arrays, write_json
 from robustbench_lab.storage.packs import Pack
 from robustbench_lab.storage.records import (
     CHECKPOINT_FILE,
@@ -83,9 +83,7 @@ class Folder:
         try:
             yield
         except Exception as error:
-            try:
-                write_json(path, {"schema": SCHEMA, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
-            except LabError:
+            if not write_error(path, error):
                 log.warning("the error could not be written to %s either", path)
             raise
 

@@ -44,9 +44,9 @@ def content_of(output_root: Path, sources: Iterable[Path]) -> str:
     """A digest of what pages depend on: runs and their evaluations, the files of `sources` (code, settings, tables), and every library."""
     found = blake2b(digest_size=16)
     for path in sorted((output_root / "runs").rglob("*")):
-        found.update(f"{path}\0{_digest(path) if path.suffix in READ else None}\0".encode())
+        found.update(f"{path}\0{_digest(path) if path.suffix in READ else None}\0".encode(errors="surrogateescape"))
     for path in (path for folder in sources for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts):
-        found.update(f"{path}\0{_digest(path)}\0".encode())
+        found.update(f"{path}\0{_digest(path)}\0".encode(errors="surrogateescape"))
     libraries = sorted({f"{library.name} {library.version}" for library in distributions()})
     found.update("\0".join([sys.version, *libraries]).encode())
     return found.hexdigest()

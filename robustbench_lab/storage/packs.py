@@ -95,7 +95,7 @@ class Pack:
         told = np.frombuffer(json.dumps(dict(sorted(names.items()))).encode(), np.uint8)
         write_arrays(self.folder / ARRAYS, **{NAMES: told}, **dict(sorted(arrays.items())))
         lines = [to_json_line({"name": name, "record": records[name]}) for name in sorted(records)]
-        write_bytes(self.records_file, "".join(lines).encode())
+        write_bytes(self.records_file, "".join(lines).encode(errors="backslashreplace"))
         for read in ("records", "_names"):  # anew when asked for
             self.__dict__.pop(read, None)
 

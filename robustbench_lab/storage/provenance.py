@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from robustbench_lab.output import command_line
+
 PACKAGES = ("robustbench_lab", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "scikit-learn", "safetensors")
 
 
@@ -21,7 +23,7 @@ def provenance(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",
         "commit": commit(),
-        "command": " ".join(["python -m", *sys.argv]) if sys.argv[0].startswith("robustbench_lab ") else None,
+        "command": command_line(sys.argv[0].partition(" ")[2], sys.argv[1:]) if sys.argv[0].startswith("robustbench_lab ") else None,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

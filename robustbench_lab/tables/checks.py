@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import choices
 from robustbench_lab.settings.overrides import inner_words, parsed
+from robustbench_lab.settings.yaml_files import nodes_of, read_text, read_yaml
 from robustbench_lab.tables.claims import cells_in
 from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.metrics import FORM, metric_of
@@ -230,7 +231,7 @@ def require(condition: bool, path: Path, key: str, expected: str, got: object) -
 
 def place(path: Path, key: str) -> str:
     """File and line of a key; the file is that of the table that this one is like, if only that one has the key."""
-    content = yaml.safe_load(path.read_text())
+    content = read_yaml(path)
     if key.partition(".")[0].partition("[")[0] not in content and "like" in content:
         other = file_of(path.parents[1], str(content["like"]))
         path = other if other.exists() else path
@@ -244,7 +245,7 @@ def file_of(tables: Path, name: str) -> Path:
 
 def _line(path: Path, key: str) -> int:
     """The line of a file where a key such as rows[2].label stands, or the innermost part of it that is there."""
-    node, line = yaml.compose(path.read_text()), 1
+    node, line = nodes_of(read_text(path)), 1
     for part in re.findall(r"[^.\[\]]+", key):
         if isinstance(node, yaml.MappingNode):
             found = next(((name, value) for name, value in node.value if name.value == part), None)

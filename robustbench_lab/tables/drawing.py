@@ -8,12 +8,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Knobs
 from robustbench_lab.settings.build import build, named
 from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def kind_of(figure: Mapping[str, Any]) -> TableFigure:
     kind = figure.get("kind")
     if kind not in figure_kinds():
         raise LabError(f"figure.kind: expected one of {', '.join(figure_kinds())}, got {kind!r}")
-    usual = yaml.safe_load((CONF / "figure" / f"{kind}.yaml").read_text(encoding="utf-8"))
+    usual = read_yaml(CONF / "figure" / f"{kind}.yaml")
     target, given = usual.pop("_target_"), {key: value for key, value in figure.items() if key != "kind"}
     every = set(signature(named(target, "figure")).parameters)
     if not every - usual.keys() <= given.keys() <= every:

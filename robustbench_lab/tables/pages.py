@@ -1,4 +1,4 @@
-"""A table's view as Markdown and as LaTeX: templates say what stands where, and the functions here what a text becomes there."""
+"""A table's view as Markdown and as LaTeX: templates say what stands where, and letters.py what a text becomes there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robustbench_lab.output import one_line
+from robustbench_lab.tables.letters import code, first_of_line, line, md, tex
 from robustbench_lab.tables.view import View
 
 BORDER = re.compile(r" (?<!\\)\| ")  # between two cells of a line of a Markdown table
-TEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    | {sign: f"\\{sign}" for sign in "&%_#${}"}
-)
 
 
 def markdown(view: View, pictures: bool = False) -> str:
@@ -34,21 +32,6 @@ def latex(view: View) -> str:
     return _latex().get_template("table.tex.j2").render(view=view)
 
 
-def md(text: str) -> str:
-    """A text inside a cell of a Markdown table."""
-    return text.replace("|", r"\|")
-
-
-def tex(text: str) -> str:
-    """A text in LaTeX, where it stands for itself."""
-    return text.translate(TEX)
-
-
-def first_of_line(text: str) -> str:
-    r"""What begins a line of a tabular: a `[` or `*` there would be an argument of the `\\` that ends the line above."""
-    return "{}" + text if text.startswith(("[", "*")) else text
-
-
 def aligned(lines: str) -> str:
     """A Markdown table whose columns are as wide as their widest cell, from lines `| a | b |`: the head, and then the body."""
     rows = [BORDER.split(line.removeprefix("| ").removesuffix(" |")) for line in lines.strip("\n").split("\n")]
@@ -63,7 +46,7 @@ def _markdown() -> Environment:
         loader=PackageLoader("robustbench_lab.tables", "templates"), undefined=StrictUndefined, autoescape=False, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(md=md, aligned=aligned, code=lambda text: f"`{text}`")
+    environment.filters.update(md=md, line=line, code=code, one_line=one_line, aligned=aligned)
     return environment
 
 

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.output import one_line
 from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables.checks import check, file_of, place, require
@@ -70,7 +71,7 @@ def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one, a wrong count, or a choice that does not exist."""
     path = file_of(tables_folder(), name)
     try:
-        content: Any = read_yaml(path)
+        content: Any = _in_lines(read_yaml(path))
         if "like" in content:
             content = {**_likeness(content, path), **content}
             del content["like"]
@@ -93,9 +94,18 @@ def _likeness(content: Mapping[str, Any], path: Path) -> Any:
     name = content["like"]
     require(name in table_names(), path, "like", f"one of {', '.join(table_names())}", name)
     require("title" in content, path, "like", "a title beside it, because no two tables have the same", name)
-    other = read_yaml(file_of(tables_folder(), name))
+    other = _in_lines(read_yaml(file_of(tables_folder(), name)))
     require(isinstance(other, Mapping) and "like" not in other, path, "like", "a table that is not like another itself", name)
     return other
+
+
+def _in_lines(content: Any, key: str = "") -> Any:
+    """A table's content with each text, which all are meant to be one line, on one line; words of a command line stay as they are."""
+    if isinstance(content, Mapping) and key != "overrides":
+        return {name: _in_lines(entry, str(name)) for name, entry in content.items()}
+    if isinstance(content, list) and key != "overrides":
+        return [_in_lines(entry) for entry in content]
+    return one_line(content) if isinstance(content, str) and key != "overrides" and not content.isprintable() else content
 
 
 def _entry(kind: type[Any], content: Any, path: Path, key: str) -> Any:

@@ -7,7 +7,6 @@ own dash for it.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.overrides import merged_overrides, train_overrides
+from robustbench_lab.output import command_line, one_line
+from robustbench_lab.settings.overrides import merged_overrides, quoted, train_overrides
 from robustbench_lab.storage.files import read_json
 from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
@@ -235,8 +235,9 @@ class View:
 
 def command_of(table: Table) -> str:
     """The command that makes a table as its profile has it."""
-    profile = f" PROFILE={table.profile}" if table.reshaped else ""
-    return f"make reproduce-tables TABLES={table.name}{profile}"
+    if not re.fullmatch(r"[\w/.-]+", table.name):  # make takes a space for the end of a name
+        return command_line("reproduce", [f"tables=[{quoted(table.name)}]", *([f"profile={table.profile}"] if table.reshaped else [])])
+    return f"make reproduce-tables TABLES={table.name}" + (f" PROFILE={table.profile}" if table.reshaped else "")
 
 
 def view_of(table: Table, cells: Sequence[Cell], output_root: Path) -> View:
@@ -279,7 +280,7 @@ def _shown(cell: Cell, letters: Mapping[str, str]) -> ShownCell:
         in_percent=cell.in_percent,
         measured=cell.figure is not None,
         missing=cell.missing,
-        problem=cell.problem,
+        problem=cell.problem and one_line(cell.problem),
         commands=_commands(cell) if cell.missing else [],
     )
 
@@ -301,7 +302,9 @@ def _footnote(letter: str, code: str, cells: Sequence[Cell]) -> Footnote:
         for message in dict.fromkeys(flag["message"] for flag in cell.flags if flag["code"] == code):
             told.setdefault(message, []).append(cell.name)
     measured = sum(cell.figure is not None for cell in cells)
-    return Footnote(letter, code, [Message(text or "no message", names, len(names) == measured > 1) for text, names in told.items()])
+    return Footnote(
+        letter, code, [Message(one_line(text) or "no message", names, len(names) == measured > 1) for text, names in told.items()]
+    )
 
 
 def _origins(table: Table, cells: Sequence[Cell]) -> list[str]:
@@ -315,8 +318,8 @@ def _origins(table: Table, cells: Sequence[Cell]) -> list[str]:
         if cell.quoted_from is not None:
             sources.setdefault(cell.quoted_from, {}).setdefault(cell.row, []).append(cell.column)
     lines = [f"not run ({reason}): {'; '.join(rows)}" for reason, rows in reasons.items()]
-    for source, quoted in sources.items():
-        where = [f"{row} ({', '.join(columns)})" for row, columns in quoted.items()]
+    for source, taken in sources.items():
+        where = [f"{row} ({', '.join(columns)})" for row, columns in taken.items()]
         lines.append(f"quoted from {source}: {'; '.join(where)}")
     return lines
 
@@ -344,13 +347,9 @@ def _commands(cell: Cell) -> list[str]:
             run = train_overrides(one.overrides)
             if one.evaluation.source is not None:
                 source = merged_overrides(run, one.evaluation.config["threat_model"]["overrides"])
-                commands.append(_command("train", source))
-            commands += [_command("train", run), _command("evaluate", one.overrides)]
+                commands.append(command_line("train", source))
+            commands += [command_line("train", run), command_line("evaluate", one.overrides)]
     return list(dict.fromkeys(commands))
-
-
-def _command(verb: str, words: Sequence[str]) -> str:
-    return f"python -m robustbench_lab {verb} {shlex.join(words)}"
 
 
 def _facts(records: Sequence[Mapping[str, object]]) -> dict[str, str]:

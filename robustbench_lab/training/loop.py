@@ -1,20 +1,21 @@
 """fit(): the one training loop.
 
 Everything random in an epoch is a function of (seed, epoch, image), so that a run resumed from its last complete epoch ends at the same
-weights as one that was never stopped, bit for bit on a CPU.
+weights as one that was never stopped, bit for bit on a CPU with as many threads (sums over images are split among them).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, said
 from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
 from robustbench_lab.models.normalise import FirstLayer
@@ -79,6 +80,7 @@ def fit(
         progress(total=sum(passes) * steps, initial=sum(passes[: state.epoch]) * steps, unit="step", desc="train") as bar,
         full_precision(),
         searched_kernels(),
+        explained(recipe),
     ):
         while not state.finished(recipe):
             epoch, started = state.epoch, time.perf_counter()
@@ -115,6 +117,30 @@ def fit(
         state.model = state.best = snapshot(model)
     model.load_state_dict(state.best if recipe.keep == "best" else state.model)
     return state
+
+
+@contextmanager
+def explained(recipe: Recipe) -> Iterator[None]:
+    """What PyTorch refuses and its user can put right, as an error that says which key to change."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise LabError(
+            "training.batch_size: BatchNorm has to see more than one value of each channel, and this backbone leaves 1x1 of such an image: "
+            "expected batches, and parts of them that a defense looks at alone, of two images or more, got training.batch_size="
+            f"{recipe.batch_size}; choose a larger one, or a backbone that leaves more of each image"
+        ) from error
+    except RuntimeError as error:
+        if not recipe.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton")):
+            raise
+        reason = getattr(error, "inner_exception", error)
+        raise LabError(
+            f"training.compile: torch.compile cannot compile this network here ({said(reason).partition(chr(10))[0]}); it needs a C++ "
+            "compiler (Debian: apt install g++; the environment variable CXX names another one), on a GPU Triton and a C compiler (CC); or "
+            "train with training.compile=false"
+        ) from error
 
 
 def passes_of(players: Sequence[Player], epoch: int) -> list[list[Player]]:

@@ -1,6 +1,7 @@
 """FAB against nearest points that are known, a brute-force projection, and the authors' AutoAttack."""
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.fab import to_hyperplane
+from robustbench_lab.attacks.fab import nearest_boundary, to_hyperplane
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.views import Counted
@@ -99,6 +100,29 @@ def test_the_nearest_point_of_a_linear_classifier(norm: str, name: str, classes:
     clear = (distance - eps).abs() > 0.01 * eps
     assert ball.contains(inside, x)
     assert torch.equal((model(inside).argmax(1) != y)[clear], (distance < eps)[clear])
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_memory_does_not_grow_with_the_classes(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 gradients at most the nearest so far, the one before and the newest are there at a time."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 40)).requires_grad_(False).eval()
+    x, classes = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40).expand(5, 40)
+    grad, made, most = torch.autograd.grad, [], 0
+
+    def watched(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        nonlocal most
+        found = grad(*arguments, **options)
+        made.append(weakref.ref(found[0]))
+        most = max(most, sum(one() is not None for one in made))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    lead, w = nearest_boundary(model, x, classes, norm)
+    assert (len(made), most <= 3) == (40, True)
+    dual = model[1].weight.abs().sum(1) if norm == "linf" else model[1].weight.norm(dim=1)
+    best = (model(x).abs() / dual).argmin(1)
+    assert torch.equal(lead, model(x).gather(1, best[:, None])[:, 0])
+    torch.testing.assert_close(w, model[1].weight[best])
 
 
 @pytest.fixture(scope="module")

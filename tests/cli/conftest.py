@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import processes
 import pytest
@@ -41,11 +42,11 @@ def tiny() -> list[str]:
 
 @pytest.fixture(scope="session")
 def lab_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
-    """`lab_in(outputs, "train", "seed=1")`: the command, in this process."""
+    """`lab_in(outputs, "train", "seed=1")`: the command, in this process; `out`, `err`: other streams to tell it to, which are not read."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
-    def call(outputs: Path, *arguments: str) -> Ended:
-        root, out, err = logging.getLogger(), io.StringIO(), io.StringIO()
+    def call(outputs: Path, *arguments: str, out: TextIO | None = None, err: TextIO | None = None) -> Ended:
+        root, out, err = logging.getLogger(), out or io.StringIO(), err or io.StringIO()
         handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
         torch.set_num_threads(1)  # as the real processes here; and nets this small are no faster on two
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -64,7 +65,7 @@ def lab_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
                 HydraConfig.instance().cfg = None
                 torch.set_num_threads(threads)
         assert not list(elsewhere.iterdir()), "a command leaves nothing in the working directory"
-        return Ended(status, out.getvalue(), err.getvalue())
+        return Ended(status, *(stream.getvalue() if isinstance(stream, io.StringIO) else "" for stream in (out, err)))
 
     return call
 
@@ -78,7 +79,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.fixture
 def lab(lab_in: Callable[..., Ended], outputs: Path) -> Callable[..., Ended]:
     """`lab("train", "seed=1")`: the command, in this process, into `outputs`."""
-    return lambda *arguments: lab_in(outputs, *arguments)
+    return lambda *arguments, **streams: lab_in(outputs, *arguments, **streams)
 
 
 @pytest.fixture(scope="session")

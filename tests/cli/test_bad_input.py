@@ -514,3 +514,39 @@ def test_weights_that_overflow_in_the_last_step_are_never_saved(lab, outputs, ti
     (folder,) = outputs.glob("runs/*")
     assert not (folder / "run.json").exists()
     assert not (folder / "checkpoint.safetensors").exists()
+
+
+# What PyTorch refuses
+
+
+def test_batchnorm_on_single_values_names_the_batch_size(lab, tiny):
+    ended = lab("train", *tiny, "backbone=resnet18", "dataset.train_size=20", "training.batch_size=1")
+    assert ended.status == 2
+    assert ended.err.startswith("error: training.batch_size: BatchNorm has to see more than one value of each channel")
+    assert "got training.batch_size=1; choose a larger one" in ended.err
+
+
+def test_a_last_batch_of_one_image_is_no_such_case(lab, tiny):
+    """It is left out."""
+    assert lab("train", *tiny, "backbone=resnet18", "dataset.train_size=21", "training.batch_size=10", "training.epochs=1").status == 0
+
+
+def test_compiling_without_a_compiler_names_the_key(lab, tiny, monkeypatch):
+    """What PyTorch raises is made here: its own search for a compiler takes ten seconds."""
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+
+    def compiled(network, **_):
+        def forward(*_):
+            raise error("InvalidCxxCompiler: No working C++ compiler found\n\nand how to report it")
+
+        monkeypatch.setattr(network, "forward", forward)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    ended = lab("train", *tiny, "training.compile=true")
+    assert ended.status == 2
+    assert ended.err.startswith(
+        "error: training.compile: torch.compile cannot compile this network here (InductorError: InvalidCxxCompiler: "
+    )
+    assert "how to report it" not in ended.err
+    assert "apt install g++" in ended.err
+    assert "training.compile=false" in ended.err

@@ -168,7 +168,7 @@ def test_a_word_of_the_wrong_type_is_named(refused: Callable[..., str], verb: st
 def test_a_launchers_own_refusal_is_one_line(lab: Callable) -> None:
     ended = lab("train", "-m", *POINTS, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0")
     assert ended.status == 2
-    assert "error: -m hydra/launcher=joblib hydra.launcher.n_jobs=0: ValueError: n_jobs == 0" in ended.err
+    assert "error: hydra/launcher=joblib hydra.launcher.n_jobs=0 gave up: ValueError: n_jobs == 0" in ended.err
     assert "Traceback" not in ended.err
 
 

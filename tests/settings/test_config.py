@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.settings.build import build, named
@@ -354,4 +355,4 @@ def test_only_one_place_looks_for_choices():
 def test_a_backbone_for_larger_images_names_the_key_that_says_how_large_they_are():
     config = plain(compose("train", ["dataset=circles", "backbone=vgg19"])[0], "backbone")
     with pytest.raises(LabError, match=r"^dataset\.size: this backbone needs images of at least 16x16 pixels, got 1x1"):
-        build(config["backbone"], "backbone")
+        build(config["backbone"], "backbone", Backbone)

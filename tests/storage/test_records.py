@@ -5,6 +5,8 @@ import errno
 import json
 import math
 import os
+import shlex
+import sys
 import threading
 from pathlib import Path
 
@@ -362,6 +364,12 @@ def test_provenance_says_where_from():
     assert found["device"] == "a device"
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"platform", "commit", "command", "finished_at"} <= found.keys()
+
+
+def test_a_records_command_can_be_pasted(monkeypatch):
+    words = ["data.root=/a folder", r"threat_model.overrides=[seed\=1]", "output_root='it''s'", "a=$HOME", "seed=1"]
+    monkeypatch.setattr(sys, "argv", ["robustbench_lab train", *words])
+    assert shlex.split(provenance("a device")["command"]) == ["python", "-m", "robustbench_lab", "train", *words]
 
 
 # Nothing that is read can execute anything

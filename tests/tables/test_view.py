@@ -1,14 +1,18 @@
 """A table's view is plain data, and what a text becomes in Markdown and LaTeX."""
 
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_records
 import pytest
 
+from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.tables.cells import cells_of
-from robustbench_lab.tables.pages import aligned, first_of_line, grid, md, tex
+from robustbench_lab.tables.letters import first_of_line, md, tex
+from robustbench_lab.tables.pages import aligned, grid
 from robustbench_lab.tables.reading import read_table, reshaped
-from robustbench_lab.tables.view import View, view_of
+from robustbench_lab.tables.view import View, command_of, view_of
 
 
 @pytest.fixture
@@ -85,6 +89,15 @@ def test_the_grid_alone(view):
 )
 def test_columns_are_as_wide_as_their_widest_cell(lines, expected):
     assert aligned(lines) == expected
+
+
+def test_the_command_that_makes_a_table_can_be_pasted():
+    """make takes a space for the end of a name."""
+    plain, odd = (SimpleNamespace(name=name, reshaped=True, profile="quick") for name in ("paper/grid", "my paper/it's"))
+    assert command_of(plain) == "make reproduce-tables TABLES=paper/grid PROFILE=quick"
+    *start, tables, profile = shlex.split(command_of(odd))
+    assert (" ".join(start), profile) == ("python -m robustbench_lab reproduce", "profile=quick")
+    assert parsed(tables).value() == [odd.name]
 
 
 def test_latex_takes_every_text_for_itself():
