@@ -67,7 +67,7 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
             continue
         try:
             word = parsed(argument)
-        except (HydraException, LabError) as error:
+        except (HydraException, LabError, RecursionError) as error:
             raise LabError(f"{argument}: expected key=value, or group=choice; {refusal(error)}") from error
         if not word.key_or_group:
             raise LabError(f"{argument}: expected key=value, or group=choice, got no key")

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import choices
 from robustbench_lab.settings.overrides import inner_words, parsed
+from robustbench_lab.settings.verbs import groups_and_keys
 from robustbench_lab.settings.yaml_files import nodes_of, read_text, read_yaml
 from robustbench_lab.tables.claims import cells_in
 from robustbench_lab.tables.drawing import kind_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from robustbench_lab.tables.grid import Table
 
 KINDS = ("exact", "claim", "none")
+WORDS = tuple(name for part in groups_and_keys("evaluate") for name in part if name not in ("output_root", "force", "device", "data"))
 
 
 def check(table: Table, path: Path) -> None:
@@ -189,9 +191,12 @@ def _check_words(table: Table, path: Path) -> None:
         for word in words:
             try:
                 found = [parsed(word), *(parsed(inner) for inner in inner_words(word))]
-            except (HydraException, LabError, TypeError) as error:
+            except (HydraException, LabError, TypeError, RecursionError) as error:
                 raise LabError(f"{place(path, key)}: {key}: {word!r} is no word of the command line: {error}") from error
             for override in found:
+                name = re.split(r"[./]", override.package or override.key_or_group)[0]
+                meant = f"words for the groups and keys of evaluate, {', '.join(WORDS)}"
+                require(name in WORDS, path, key, meant, word)
                 group = override.key_or_group
                 if there := choices(group):
                     value = override.value()

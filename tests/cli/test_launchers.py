@@ -28,7 +28,8 @@ SLOW = {
     "overrides": ["training.epochs=8", "dataset.train_size=600", "defense=fm", "defense.start_epoch=0"],  # some 0.3 s an epoch
 }
 FGSM = {"label": "FGSM", "overrides": ["attack=fgsm"]}
-BROKEN = {"label": "broken", "overrides": ["attack=pgd", "attack.steps=0"]}
+CODE = "attack.steps={_target_:robustbench_lab.multirun.sys.modules.os.system,command:'touch code-ran'}"
+BROKEN = {"label": "broken", "overrides": ["attack=pgd", CODE]}  # no worker does what it says
 OF_THE_PROCESS = ("seconds", "finished_at", "device")  # what two records of one job may differ in
 pytestmark = [
     pytest.mark.slow,
@@ -131,6 +132,7 @@ def test_the_same_records_as_in_one_process_and_a_failing_job_stops_no_other(rep
     assert head.endswith("\n2 ")
     assert listed.count("attack.steps") == 4, "the words of two evaluations and what was wrong with them"
     assert "Traceback" not in err
+    assert not list(tmp_path.rglob("code-ran"))
     found = results(outputs)
     assert len(found) == 4
     assert found == results(tmp_path / "basic")

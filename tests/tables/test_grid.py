@@ -339,6 +339,13 @@ CLAIM = {"text": "larger is better", "source": "section 4", "holds_if": ["plain 
         ({"rows": [{"label": "a", "overrides": ["defense=none"]}]}, r"rows\[0\].overrides: expected defense to be one of .*, got 'none'"),
         ({"columns": [{"label": "a", "overrides": "attack=pgd"}]}, r"columns\[0\].overrides: expected a list of words, got 'attack=pgd'"),
         ({"overrides": ["threat_model.overrides=[backbone=resnet19]"]}, r"overrides: expected backbone to be one of .*, got 'resnet19'"),
+        (
+            {"overrides": ["+hydra.callbacks.more={_target_:os.system}"]},
+            r"overrides: expected words for the groups and keys of evaluate, .*",
+        ),
+        ({"overrides": ["hydra/launcher=joblib"]}, r"overrides: expected words for the groups and keys of evaluate, .*"),
+        ({"overrides": ["output_root=/elsewhere"]}, r"overrides: expected words for the groups and keys of evaluate, .*"),
+        ({"overrides": ["threat_model.overrides=[hydra.verbose=true]"]}, r"overrides: expected words for the groups .*"),
         ({"overrides": ["attack=[pgd"]}, r"overrides: 'attack=\[pgd' is no word of the command line"),
         (
             {"published": {"kind": "exact", "source": "x", "values": [[1, 2], [3, 4]]}},
