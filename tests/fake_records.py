@@ -70,13 +70,15 @@ def about(run: Run) -> dict[str, Any]:
     return {"name": run.name, "fingerprint": run.fingerprint, "choices": run.choices, "seed": run.config["seed"], "model_digest": digest}
 
 
-def outcome(folder: Path) -> None:
-    """outcome.npz of a record's figures: the first images are right, clean and attacked."""
+def outcome(folder: Path, distance: Sequence[float] | None = None) -> None:
+    """outcome.npz of a record's figures: the first images are right, clean and attacked; of as many images as there are distances."""
     record = read_json(folder / "record.json")
-    n, index = record["n"], np.arange(record["n"])
+    n = record["n"] if distance is None else len(distance)
+    index = np.arange(n)
     clean, robust = index < record["clean_correct"], index < record["robust_correct"]
+    distances = np.zeros(n) if distance is None else np.array(distance)
     np.savez_compressed(
-        folder / "outcome.npz", index=index, clean=clean, robust=robust, right=robust.astype(float), distance=np.zeros(n, np.float32),
+        folder / "outcome.npz", index=index, clean=clean, robust=robust, right=robust.astype(float), distance=distances,
         broken_by=np.where(robust, -1, 0), stages=np.array(["attack"]),
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from robustbench_lab.multirun import lost
 from robustbench_lab.settings.conf import CONF, PACKAGE, check_flags, compose, reference_results, tables_folder
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
+from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.made import Made, content_of
 from robustbench_lab.storage.records import ERROR_FILE
 from robustbench_lab.tables.cells import Cell, filled
@@ -66,7 +67,9 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
     if made is None:
         return
-    launches = Launches(cfg, context, task_function, plan.jobs)
+    for job in plan.runs.values():
+        RunFolder(job.file.parent).tidy()
+    launches = Launches(cfg, context, task_function)
     trainings = plan.missing("train")
     teachers = {fingerprint for job in trainings for fingerprint in job.needs}
     launches.run([job for job in trainings if job.fingerprint in teachers])
@@ -117,13 +120,13 @@ def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, referen
 
 
 class Launches:
-    """Lists of jobs, handed to the launcher that the command chose; `jobs` are all that there may be."""
+    """Lists of jobs, handed to the launcher that the command chose."""
 
-    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job]) -> None:
+    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction) -> None:
         self.cfg, self.context, self.task_function = cfg, context, task_function
         self.folder = Path(cfg.hydra.sweep.dir)
         self.launcher = str(cfg.hydra.launcher._target_)
-        self.before = {job.file: _written(job.file) for job in jobs}
+        self.done = set[Path]()
         self.started = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -145,8 +148,10 @@ class Launches:
                     lost(f"{job.verb} {job.name}", LOST)
 
     def finished(self, job: Job) -> bool:
-        """Whether its result is there, and newer than these launches: by this command, or by another one meanwhile."""
-        return _written(job.file) not in (None, self.before[job.file])
+        """Whether its result counts now: made by this command or another, or again, as its run has the same weights."""
+        if job.file not in self.done and job.counts():
+            self.done.add(job.file)
+        return job.file in self.done
 
     def _launch(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
         """Of the jobs that end with neither result nor error, those that had their turn, and those that the launcher gave up before."""
@@ -218,14 +223,6 @@ def _all_awaited(launcher: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _written(file: Path) -> int | None:
-    """When the file was written; None if it is not there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 @contextmanager

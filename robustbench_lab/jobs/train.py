@@ -15,7 +15,7 @@ from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.conf import current_choices, current_overrides, plain
 from robustbench_lab.settings.identity import Run, run_of
-from robustbench_lab.storage.files import SCHEMA, write_bytes
+from robustbench_lab.storage.files import SCHEMA, remove, storing, there, write_bytes
 from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.provenance import commit, provenance
 from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
@@ -76,6 +76,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
 
 def _found(folder: RunFolder) -> bool:
     if folder.usable:
+        folder.tidy()
         log.info("finished already: %s", folder.path)
         return True
     return False
@@ -83,18 +84,20 @@ def _found(folder: RunFolder) -> bool:
 
 def _clear(folder: RunFolder, force: bool) -> None:
     """What would speak of other weights than those that come."""
-    (folder.path / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
+    folder.check_places()
+    remove(folder.path / RUN_FILE)  # it may be damaged, or its weights gone
     if force:
         for path in (folder.checkpoint, folder.weights):
-            path.unlink(missing_ok=True)
-        if (folder.path / EVENTS_FOLDER).exists():
-            shutil.rmtree(folder.path / EVENTS_FOLDER)
+            remove(path)
+        if there(folder.path / EVENTS_FOLDER):
+            with storing(folder.path / EVENTS_FOLDER):
+                shutil.rmtree(folder.path / EVENTS_FOLDER)
 
 
 def _fitted(run: Run, folder: RunFolder, parts: tuple[Defended, Any, Recipe, Defended | None], train_data: Any, tensorboard: bool) -> State:
     """The last state of the training, begun or resumed; the model then holds the weights that count."""
     model, defense, recipe, teacher = parts
-    state = load_state(folder.checkpoint, run.fingerprint) if folder.checkpoint.exists() else None
+    state = load_state(folder.checkpoint, run.fingerprint) if there(folder.checkpoint) else None
     if state is not None:
         log.info("resuming %s after epoch %d", folder.name, state.epoch)
         load_weights(model, state.model, folder.checkpoint)

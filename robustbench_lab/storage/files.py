@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import reprlib
 import stat
 import time
 import zipfile
@@ -254,7 +255,7 @@ def read_json(path: Path, form: Any = None) -> dict[str, Any]:
     if not isinstance(content, dict) or "schema" not in content:
         raise LabError(f"{path} is damaged: expected an object with a schema; delete it, or repeat the job with force=true")
     if content["schema"] != SCHEMA:
-        raise LabError(f"{path} has schema {str(content['schema'])[:40]!r}, this version reads {SCHEMA}; repeat the job with force=true")
+        raise LabError(f"{path} has schema {reprlib.repr(content['schema'])}, this version reads {SCHEMA}; repeat the job with force=true")
     if form is not None and (problem := misfit(content, form)) is not None:
         raise LabError(f"{path} is damaged: {problem}; repeat the job with force=true")
     return content

@@ -47,6 +47,7 @@ from robustbench_lab.storage.records import (
     RECORD_FILE,
     RUN_FILE,
     check_arrays,
+    check_metrics,
     read_epochs,
     read_record,
     read_run,
@@ -194,7 +195,7 @@ class RunFolder(Folder):
         evaluations = [self.path / "evaluate" / name for name in _listed(self.path / "evaluate")]
         for folder, last_file, file in [(self.path, RUN_FILE, CHECKPOINT_FILE), *((one, RECORD_FILE, PARTIAL_FILE) for one in evaluations)]:
             _tidy(folder, last_file, file)
-        for name in ("panel", "crafted"):
+        for name in ("panel", "crafted", ".hydra"):
             sweep(self.path / name)
 
     def afresh(self) -> RunFolder:
@@ -292,6 +293,7 @@ class EvaluationFolder(Folder):
         log. Raises Clash, or Forbidden."""
         try:
             record = self.record(digests)
+            check_metrics(record, self.file)
             self._check_outcome(record)
             for name in FILES_OF_PICTURES:
                 self.arrays(name)
@@ -306,9 +308,10 @@ class EvaluationFolder(Folder):
     def counts(self, digests: Mapping[str, str]) -> bool:
         """Whether the record that there is now counts, without a word."""
         try:
-            return bool(self.record(digests))
+            check_metrics(self.record(digests), self.file)
         except LabError:
             return False
+        return True
 
     def _check_outcome(self, record: Content) -> None:
         """Raises LabError where the outcome is gone, damaged, or not the one that the record was made from."""
@@ -343,10 +346,6 @@ class EvaluationFolder(Folder):
         write_json(self.path / RECORD_FILE, record)
         remove(self.partial)
 
-    def tidy(self) -> None:
-        """Take away what a killed process left beside a record, unless another process works there."""
-        _tidy(self.path, RECORD_FILE, PARTIAL_FILE)
-
 
 FILES_OF_PICTURES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE)  # of an evaluation, where it has them
 
@@ -354,7 +353,9 @@ FILES_OF_PICTURES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE)  # of an evaluati
 def _check_places(folder: Path, names: Iterable[str]) -> None:
     for path in (folder / name for name in names):
         if there(path) and not path.is_file():
-            raise LabError(f"cannot write {path}: something that is no file stands in its place; move it away, or choose another output_root")
+            raise LabError(
+                f"cannot write {path}: something that is no file stands in its place; move it away, or choose another output_root"
+            )
 
 
 def _listed(folder: Path) -> list[str]:

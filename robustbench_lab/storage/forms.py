@@ -31,8 +31,8 @@ def misfit(content: object, form: Any, where: str = "") -> str | None:
     if origin in (Union, types.UnionType) and any(map(_is_whole, parts)):
         if content is None and types.NoneType in parts:
             return None
-        found = [misfit(content, part, where) for part in parts if part is not types.NoneType]
-        return None if None in found else found[0]
+        wrong = [misfit(content, part, where) for part in parts if part is not types.NoneType]
+        return None if None in wrong else wrong[0]
     asked = _leaf(form)
     return None if asked.holds(content) else _told(where, asked.words, content)
 

@@ -107,8 +107,8 @@ class Provenance(TypedDict):
 class RunContent(Provenance):
     """run.json."""
 
-    fingerprint: str
-    choices: RunChoices
+    fingerprint: NotRequired[str]
+    choices: NotRequired[RunChoices]
     config: RunConfig
     model_digest: str
     teacher: NotRequired[Teacher | None]
@@ -126,8 +126,8 @@ class AboutRun(TypedDict):
 
 
 class Draws(TypedDict):
-    clean_accuracy_mean: Share
-    robust_accuracy_mean: Share
+    clean_accuracy_mean: NotRequired[Share]
+    robust_accuracy_mean: NotRequired[Share]
 
 
 class Runs(TypedDict):
@@ -135,6 +135,8 @@ class Runs(TypedDict):
 
 
 class Metric(TypedDict):
+    """What a record says of a metric: where that is damaged, its other figures stand all the same (check_metrics)."""
+
     mean: Number | None
     interval: tuple[Number | None, Number | None] | None
     n: Epoch
@@ -176,14 +178,13 @@ class RecordContent(Provenance):
     robust_accuracy: Share
     clean_interval: tuple[Share, Share]
     robust_interval: tuple[Share, Share]
-    seconds: Seconds
+    seconds: NotRequired[Seconds]
     warnings: list[Warned]
     attacked: NotRequired[Epoch]
     eot_samples: NotRequired[Count]
     stages: NotRequired[list[Stage]]
     draws: NotRequired[Draws | None]
     runs: NotRequired[Runs]
-    metrics: NotRequired[dict[str, Metric]]
     attacked_accuracy: NotRequired[Share]
     attacked_interval: NotRequired[tuple[Share, Share] | None]
     examples_from_before: NotRequired[list[Epoch]]
@@ -258,10 +259,17 @@ def sound(record: dict[str, Any], where: object) -> dict[str, Any]:
     )
     if not follows:
         raise LabError(f"{where} is damaged: its figures do not agree with one another; repeat the job with force=true")
-    lacking = sorted(record["config"].get("metric", {}).keys() - record.get("metrics", {}).keys())
-    if lacking:
-        raise LabError(f"{where} is damaged: it says nothing of {', '.join(lacking)}; repeat the job with force=true")
     return record
+
+
+def check_metrics(record: Mapping[str, Any], where: object) -> None:
+    """Raises LabError where a record does not say what its evaluation measured beside accuracy."""
+    told = record.get("metrics", {})
+    problem = misfit(told, dict[str, Metric], "metrics")
+    if problem is None and (lacking := sorted(record["config"].get("metric", {}).keys() - told.keys())):
+        problem = f"it says nothing of {', '.join(lacking)}"
+    if problem is not None:
+        raise LabError(f"{where} is damaged: {problem}; repeat the job with force=true")
 
 
 def read_panel(path: Path) -> dict[str, Any]:
@@ -298,19 +306,21 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Of each file of arrays: what stands in it, as its kind (b: bool, i: whole numbers, f: floats, U: text) and its dimensions, of which those
-# with one letter are alike; after "?" what may be absent. Floats of examples and planes are finite.
+# with one letter are alike; after "?" what may be absent. F: floats that are finite. Nothing is empty but what a defense added and runs.
 ARRAYS: Mapping[str, Mapping[str, str]] = {
     OUTCOME_FILE: {
         "index": "i N", "clean": "b N", "robust": "b N", "distance": "f N", "right": "f N", "broken_by": "i N", "stages": "U S",
         "after": "?f N", "runs": "?f R N",
     },
     EXAMPLES_FILE: {
-        "index": "i E", "x": "i E C H W", "delta": "f E C H W", "label": "i E", "clean_prediction": "i E", "prediction": "i E",
+        "index": "i E", "x": "i E C H W", "delta": "F E C H W", "label": "i E", "clean_prediction": "i E", "prediction": "i E",
     },
-    FEATURES_FILE: {"index": "?i M", "label": "i M", "clean": "f M F", "attacked": "f M F", "prediction_clean": "?i M", "prediction_attacked": "?i M"},
-    PLANE_FILE: {"probability": "f G G", "points": "f P 2", "labels": "i P", "extra": "f Q 2", "extra_labels": "i Q"},
+    FEATURES_FILE: {
+        "index": "?i M", "label": "i M", "clean": "f M F", "attacked": "f M F", "prediction_clean": "?i M", "prediction_attacked": "?i M",
+    },
+    PLANE_FILE: {"probability": "f G G", "points": "F P 2", "labels": "i P", "extra": "F Q 2", "extra_labels": "i Q"},
 }  # fmt: skip
-KINDS = {"b": "b", "i": "iu", "f": "f", "U": "U"}  # as numpy calls them
+KINDS = {"b": "b", "i": "iu", "f": "f", "F": "f", "U": "U"}  # as numpy calls them
 
 
 def check_arrays(name: str, arrays: Mapping[str, np.ndarray], where: object) -> None:
@@ -332,7 +342,9 @@ def misfit_of_arrays(arrays: Mapping[str, np.ndarray], form: Mapping[str, str]) 
             told = f"{key}: expected {kind} [{', '.join(dims)}], got {array.dtype} {list(array.shape)}"
             if array.dtype.kind not in KINDS[kind] or array.ndim != len(dims):
                 return told
+            if kind == "F" and not np.isfinite(array).all():
+                return f"{key}: expected finite numbers"
             for dim, size in zip(dims, array.shape, strict=True):
-                if (int(dim) if dim.isdecimal() else sizes.setdefault(dim, size)) != size:
+                if (int(dim) if dim.isdecimal() else sizes.setdefault(dim, size)) != size or (size == 0 and dim not in "QR"):
                     return told
     return None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, TypedDict
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import at_least
-from robustbench_lab.storage.files import Missing, from_json, reading
+from robustbench_lab.storage.files import Missing, from_json, reading, there
 from robustbench_lab.storage.forms import misfit
 
 LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
@@ -48,6 +48,8 @@ def metadata(path: Path) -> dict[str, Any]:
 
     Raises Missing, or LabError, naming the file, for one that is truncated, damaged or of another kind.
     """
+    if not there(path):
+        raise Missing(f"{path} is gone; {REMEDY}")
     with reading(path, REMEDY), path.open("rb") as file:
         try:
             told, entries, start = _header(file)
@@ -60,11 +62,7 @@ def metadata(path: Path) -> dict[str, Any]:
 
 def check_weights(path: Path, digest: str) -> None:
     """Raises LabError where the weights of a run, of this digest, are gone, damaged, or others."""
-    try:
-        told = metadata(path)
-    except Missing:
-        raise Missing(f"{path} is gone") from None
-    if told["digest"] != digest:
+    if metadata(path)["digest"] != digest:
         raise LabError(f"{path} holds other weights than run.json beside it speaks of; train with force=true")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.settings.overrides import train_overrides
-from robustbench_lab.storage.folders import OutputFolder
-from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
+from robustbench_lab.storage.files import say_once
+from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder
+from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
 
 
@@ -23,6 +24,7 @@ class Job:
     """A training or an evaluation: the verb and its words, and the file that is there when it is finished.
 
     needs: the fingerprints of the runs that must be trained before. seconds: what like jobs took; None if there are none.
+    counts: whether its result is there now, and could be used.
     """
 
     verb: str
@@ -33,6 +35,7 @@ class Job:
     fingerprint: str
     finished: bool
     seconds: float | None
+    counts: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,11 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
         evaluations[key_of(evaluation)] = Job(
             "evaluate", name, words, folders.of_evaluation(evaluation) / RECORD_FILE,
             frozenset(run.fingerprint for run in needs), evaluation.fingerprint, finished,
-            None if finished else costs.attacking(evaluation),
+            None if finished else costs.attacking(evaluation), partial(_counts, evaluation, output_root),
         )  # fmt: skip
     for fingerprint in {needed for job in evaluations.values() if not job.finished for needed in job.needs}:
         job = runs[fingerprint]
-        if job.finished and not job.file.with_name(MODEL_FILE).exists():  # what is measured stays, but the rest needs the weights again
+        if job.finished and not job.counts():  # what is measured stays, but the rest needs the weights again
             runs[fingerprint] = replace(job, finished=False)
     return Plan(runs, evaluations)
 
@@ -143,7 +146,27 @@ def plan_of(cells: Iterable[Cell], output_root: Path) -> Plan:
 def _training(run: Run, words: list[str], folders: Folders, costs: Costs) -> Job:
     needs = frozenset({run.teacher.fingerprint} if run.teacher else ())
     finished = run.fingerprint in costs.trained
-    return Job("train", run.name, words, folders.of_run(run) / RUN_FILE, needs, run.fingerprint, finished, costs.training(run))
+    folder, seconds = folders.of_run(run), costs.training(run)
+    return Job(
+        "train",
+        run.name,
+        words,
+        folder / RUN_FILE,
+        needs,
+        run.fingerprint,
+        finished,
+        seconds,
+        lambda: RunFolder(folder, run.differs).counts,
+    )
+
+
+def _counts(evaluation: Evaluation, output_root: Path) -> bool:
+    """Whether an evaluation's record is there now, and of the weights that its runs have now."""
+    try:
+        digests = {part: run.at(output_root).digest for part, run in evaluation.runs.items()}
+    except LabError:
+        return False
+    return evaluation.at(output_root).counts(digests)
 
 
 def _with_teachers(run: Run, words: Sequence[str]) -> list[tuple[Run, Sequence[str]]]:
@@ -187,7 +210,7 @@ class Costs:
     def _attacking(self) -> dict[tuple[Any, ...], list[float]]:
         """Read when something is missing."""
         found: dict[tuple[Any, ...], list[float]] = {}
-        for evaluation in (evaluation for run in self._finished for evaluation in run.evaluations()):
+        for evaluation in (evaluation for run in self._finished for evaluation in _evaluations(run)):
             with suppress(LabError, KeyError, TypeError):
                 record = evaluation.read()
                 if any(record.get("examples_from_before", ())):
@@ -202,6 +225,14 @@ class Costs:
     def attacking(self, evaluation: Evaluation) -> float | None:
         size = evaluation.config["test_size"]
         return _median(self._attacking, _like_attacking(evaluation.run.choices, evaluation.choices["attack"], size))
+
+
+def _evaluations(run: RunFolder) -> list[EvaluationFolder]:
+    try:
+        return run.evaluations()
+    except LabError as error:
+        say_once(str(error))
+        return []
 
 
 def _like_training(choices: dict[str, str], config: dict[str, Any]) -> list[tuple[Any, ...]]:
