@@ -10,7 +10,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.storage.files import SCHEMA, file_digest, read_json, sweep, write_json
+from robustbench_lab.storage.files import LARGEST_ARRAYS, SCHEMA, file_digest, read_json, sweep, write_json
 from robustbench_lab.storage.forms import misfit
 
 FILE = ".made.json"  # beside runs/, tables/ and report/
@@ -61,8 +61,8 @@ def _line(path: Path, digest: str | None) -> bytes:
 
 
 def _digest(path: Path) -> str | None:
-    """None of what is no file, or may not be read."""
+    """None of what is no file, may not be read, or is longer than anything that a page reads."""
     try:
-        return file_digest(path)
-    except LabError:
+        return file_digest(path) if path.stat().st_size <= LARGEST_ARRAYS else None
+    except (LabError, OSError, ValueError):
         return None
