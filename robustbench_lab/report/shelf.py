@@ -17,6 +17,7 @@ from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
+from robustbench_lab.storage.files import names_in, there
 from robustbench_lab.storage.folders import EvaluationFolder, Missing, OutputFolder
 from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE, read_error
 from robustbench_lab.tables.grid import Table
@@ -47,6 +48,7 @@ class Shelf:
         self.entries: list[Entry] = []
         self.trained: dict[str, Trained] = {}
         self._folder = OutputFolder(output_root)
+        self._read(output_root / "runs", partial(names_in, output_root / "runs"))
         for fingerprint, run in self._folder.runs.items():
             for evaluation in self._read(run.path / "evaluate", run.evaluations) or []:
                 self._list(evaluation)
@@ -95,8 +97,10 @@ class Shelf:
 
     def failures(self) -> list[tuple[str, str]]:
         """Jobs that left an error and have not succeeded since: folder and error."""
-        runs = self.root / "runs"
-        paths = sorted([*runs.glob(f"*/{ERROR_FILE}"), *runs.glob(f"*/evaluate/*/{ERROR_FILE}")])
+        folders = [run.path for run in self._folder.runs.values()]
+        for folder in [folder / "evaluate" for folder in folders]:
+            folders += [folder / name for name in self._read(folder, partial(names_in, folder)) or ()]
+        paths = sorted(path for folder in folders if there(path := folder / ERROR_FILE))
         contents = [(path, self._read(path, partial(read_error, path))) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
 

@@ -113,9 +113,9 @@ def storing(path: Path) -> Iterator[None]:
     """Turn a failing disk into an error that says which file and what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name that a file could have
         raise LabError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another folder with output_root (or the environment "
+            f"cannot write {path}: {_words(error)}; make room or choose another folder with output_root (or the environment "
             "variable ROBUSTBENCH_LAB_OUTPUTS). What was complete before is untouched, and the same command goes on from it"
         ) from error
 

@@ -47,13 +47,21 @@ class Made:
 def content_of(output_root: Path, sources: Iterable[Path]) -> str:
     """A digest of what pages depend on: runs and their evaluations, the files of `sources` (code, settings, tables), and every library."""
     found = blake2b(digest_size=16)
-    for path in sorted((output_root / "runs").rglob("*")):
+    for path in _everything(output_root / "runs"):
         found.update(_line(path, _digest(path) if path.suffix in READ else None))
-    for path in (path for folder in sources for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts):
+    for path in (path for folder in sources for path in _everything(folder) if "__pycache__" not in path.parts):
         found.update(_line(path, _digest(path)))
     libraries = sorted({f"{library.name} {library.version}" for library in distributions()})
     found.update("\0".join([sys.version, *libraries]).encode())
     return found.hexdigest()
+
+
+def _everything(folder: Path) -> list[Path]:
+    """All that lies in a folder, sorted; what may not be listed is passed over."""
+    try:
+        return sorted(Path(where) / name for where, folders, names in os.walk(folder) for name in (*folders, *names))
+    except ValueError:  # no name that a folder could have
+        return []
 
 
 def _line(path: Path, digest: str | None) -> bytes:
