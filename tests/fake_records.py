@@ -70,20 +70,37 @@ def about(run: Run) -> dict[str, Any]:
     return {"name": run.name, "fingerprint": run.fingerprint, "choices": run.choices, "seed": run.config["seed"], "model_digest": digest}
 
 
+def outcome(folder: Path, distance: Sequence[float] | None = None) -> None:
+    """outcome.npz of a record's figures: the first images are right, clean and attacked; of as many images as there are distances."""
+    record = read_json(folder / "record.json")
+    n = record["n"] if distance is None else len(distance)
+    index = np.arange(n)
+    clean, robust = index < record["clean_correct"], index < record["robust_correct"]
+    distances = np.zeros(n) if distance is None else np.array(distance)
+    np.savez_compressed(
+        folder / "outcome.npz", index=index, clean=clean, robust=robust, right=robust.astype(float), distance=distances,
+        broken_by=np.where(robust, -1, 0), stages=np.array(["attack"]),
+    )  # fmt: skip
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_json(content))
 
 
 def draw_examples(folder: Path, shape: Sequence[int] = (6, 1, 8, 8)) -> None:
-    """examples.npz: dark to bright, every second image moved: up by 0.25 at its first pixel, down by 0.125 at its last."""
+    np.savez_compressed(folder / "examples.npz", **examples(shape))  # type: ignore[arg-type]
+
+
+def examples(shape: Sequence[int] = (6, 1, 8, 8)) -> dict[str, np.ndarray]:
+    """What is in examples.npz: dark to bright, every second image moved: up by 0.25 at its first pixel, down by 0.125 at its last."""
     x = np.linspace(0, 255, int(np.prod(shape[1:]))).round().astype(np.uint8).reshape(shape[1:])
     delta = np.zeros(shape, np.float16)
     delta[::2, :, 0, 0], delta[::2, :, -1, -1] = 0.25, -0.125
     label = np.arange(shape[0])
     moved = np.arange(shape[0]) % 2 == 0
     arrays = {"index": 100 + label, "label": label, "clean_prediction": label, "prediction": np.where(moved, label + 1, label)}
-    np.savez_compressed(folder / "examples.npz", x=np.broadcast_to(x, shape), delta=delta, **arrays)
+    return {"x": np.broadcast_to(x, shape), "delta": delta, **arrays}
 
 
 def panel(key: str = "abc", eps: float = 0.1, **accuracy: float) -> dict[str, Any]:

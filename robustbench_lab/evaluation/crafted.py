@@ -17,7 +17,8 @@ from torch import Tensor
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
-from robustbench_lab.storage.files import locked, read_arrays, write_arrays
+from robustbench_lab.storage.files import Missing, locked, read_arrays, remove, write_arrays
+from robustbench_lab.storage.records import misfit_of_arrays
 
 log = logging.getLogger("robustbench_lab")
 
@@ -38,7 +39,7 @@ class Crafted:
         self.x_adv: dict[str, Tensor] = {}
         self._places = {int(number): place for place, number in enumerate(ids)}
         if afresh:
-            path.unlink(missing_ok=True)
+            remove(path)
         self._read()
         self._written, self._written_at = self._count(), time.monotonic()
 
@@ -76,17 +77,27 @@ class Crafted:
         return sum(int(made.sum()) for made in self.made.values())
 
     def _read(self) -> None:
-        if not self.path.exists():
-            return
         try:
             arrays = read_arrays(self.path)
+            names = [key.removeprefix("made.") for key in arrays if key.startswith("made.")]
+            n, image = len(self.ids), " ".join(map(str, self.shape))
+            form = {"ids": "i N", **{f"made.{name}": f"b {n}" for name in names}, **{f"x_adv.{name}": f"f {n} {image}" for name in names}}
+            problem = misfit_of_arrays(arrays, form)
             others = self.images is not None and str(arrays.get("images", self.images)) != self.images
-            if others or not np.array_equal(arrays["ids"], self.ids):
-                raise LabError(f"{self.path} speaks of other images")
-            for name in [key.removeprefix("made.") for key in arrays if key.startswith("made.")]:
-                made, x_adv = self.stage(name)
-                new = torch.from_numpy(arrays[f"made.{name}"]) & ~made
-                x_adv[new] = torch.from_numpy(arrays[f"x_adv.{name}"])[new]
-                made |= new
-        except (LabError, KeyError, RuntimeError, TypeError, IndexError) as error:
+            if problem is None and (others or not np.array_equal(arrays["ids"], self.ids)):
+                problem = "it speaks of other images"
+            # What lies outside is no image of any attack; nan is neither.
+            if problem is None and not all(((x >= 0) & (x <= 1)).all() for x in (arrays[f"x_adv.{name}"] for name in names)):
+                problem = "its images have pixels outside [0, 1]"
+            if problem is not None:
+                raise LabError(f"{self.path} is damaged: {problem}")
+        except Missing:
+            return
+        except LabError as error:
             log.warning("%s is of no use and is written anew: %s", self.path, error)
+            return
+        for name in names:
+            made, x_adv = self.stage(name)
+            new = torch.from_numpy(arrays[f"made.{name}"]) & ~made
+            x_adv[new] = torch.from_numpy(arrays[f"x_adv.{name}"])[new].to(x_adv.dtype)
+            made |= new

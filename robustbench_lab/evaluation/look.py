@@ -6,9 +6,11 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.panel import Panel
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import compared, signs
@@ -16,8 +18,9 @@ from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Run, fingerprint
 from robustbench_lab.settings.images import other_images, told
-from robustbench_lab.storage.files import SCHEMA, locked, read_json, write_json
+from robustbench_lab.storage.files import SCHEMA, Forbidden, Missing, locked, remove, write_json
 from robustbench_lab.storage.folders import RunFolder
+from robustbench_lab.storage.records import read_panel
 from robustbench_lab.threats import Budget
 
 log = logging.getLogger("robustbench_lab")
@@ -57,14 +60,12 @@ class Look:
         """The panel's figures for the weights in the run's folder and these images: as they were written once, or made now."""
         path = folder.panel_file(str(self.key(folder.digest)))
         with locked(path.parent, log.info):
-            if not force and path.exists():
-                known = read_json(path)
-                if (others := other_images(known, images)) is None:
-                    return known
-                log.warning("made anew: %s: %s", path, others)
+            if not force and (known := _known(path, self.ball, images)) is not None:
+                return known
+            remove(path)
             figures = self.panel.run(defended, data, self.ball, protocol)
             write_json(path, {"schema": SCHEMA, "run": self.run.name, **figures, **told(images)})
-            return read_json(path)
+            return read_panel(path)
 
     def told(self, record: Mapping[str, Any], facts: Mapping[str, Any], verdicts: Mapping[int, bool]) -> dict[str, Any]:
         """The panel as a record has it, and the record's warnings with the signs that it found; verdicts: robust, by image index."""
@@ -72,3 +73,21 @@ class Look:
         said = {warning["code"] for warning in record["warnings"]}
         kept = {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run", "images")}
         return {"panel": kept, "warnings": [*record["warnings"], *(sign for code, sign in found.items() if code not in said)]}
+
+
+def _known(path: Path, ball: Budget, images: Mapping[str, str]) -> dict[str, Any] | None:
+    """The figures as they were written once; None where there are none of use, and why in the log."""
+    try:
+        facts = read_panel(path)
+        if (facts["norm"], facts["eps"]) != (ball.norm, ball.eps):
+            raise LabError(f"{path} is damaged: it speaks of another ball than {ball.norm} {ball.eps:g}")
+        if (others := other_images(facts, images)) is not None:
+            raise LabError(f"{path}: {others}")
+    except (Missing, Forbidden) as error:
+        if isinstance(error, Forbidden):
+            raise
+        return None
+    except LabError as error:
+        log.warning("made anew: %s", error)
+        return None
+    return facts

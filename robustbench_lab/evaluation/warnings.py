@@ -112,7 +112,7 @@ def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> li
                 "chance": 1 / classes,
             }
         )
-    samples = record["eot_samples"]
+    samples = record.get("eot_samples", 1)
     if stochastic and samples == 1:
         found.append(
             {

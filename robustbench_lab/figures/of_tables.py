@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 def drawn(table: Table, cells: Sequence[Cell], output_root: Path) -> Figure | None:
     """The figure of a table that has one; None where nothing that it shows is measured. Raises LabError for a damaged file."""
-    measured = any(cell.figure is not None for cell in cells)
-    return kind_of(table.figure).draw(table, cells, output_root) if table.figure and measured else None
+    if not table.figure or not any(cell.figure is not None for cell in cells):
+        return None
+    try:
+        return kind_of(table.figure).draw(table, cells, output_root)
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:  # of what stands in the files, not of their form
+        raise LabError(f"{table.name}: no figure can be drawn from what is there ({type(error).__name__}: {error})") from error
 
 
 def arrays_of(cells: Sequence[Cell], file: str, needed: set[str], output_root: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -34,7 +34,7 @@ from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
 from robustbench_lab.settings.images import Images, other_images, told
-from robustbench_lab.storage.files import read_arrays, write_arrays
+from robustbench_lab.storage.files import Missing, read_arrays, write_arrays
 from robustbench_lab.storage.folders import EvaluationFolder
 from robustbench_lab.storage.provenance import commit
 from robustbench_lab.storage.records import OUTCOME_FILE
@@ -129,6 +129,8 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
     commit()
     asked = Asked.of(cfg, evaluation)
     folder = evaluation.at(asked.output_root)
+    for run in evaluation.runs.values():
+        run.at(asked.output_root).tidy()
     if (record := asked.record(folder)) is not None:
         return _found(folder, record)
     loaded = Loaded.of(asked)
@@ -162,10 +164,10 @@ def _found(folder: EvaluationFolder, record: Mapping[str, Any]) -> Path:
 
 def _tell(evaluation: Evaluation, folder: EvaluationFolder, record: Mapping[str, Any]) -> None:
     low, high = record["robust_interval"]
-    lines = [f"warning {warning['code']}: {warning['message']}" for warning in record["warnings"]]
-    if len(record["stages"]) > 1:
-        leaves = ", ".join(f"{stage['attack']} leaves {stage['survivors']}" for stage in record["stages"])
-        lines.insert(0, f"of {record['attacked']}: {leaves}")
+    lines = [f"warning {warning['code']}: {warning.get('message', '')}" for warning in record["warnings"]]
+    if len(stages := record.get("stages", ())) > 1:
+        leaves = ", ".join(f"{stage['attack']} leaves {stage['survivors']}" for stage in stages)
+        lines.insert(0, f"of {record.get('attacked', record['n'])}: {leaves}")
     log.info(
         "%s on %s: clean %.2f %%, robust %.2f %% (95 %% interval %.2f to %.2f, n = %d)%s\n  %s",
         evaluation.name, evaluation.run.name, 100 * record["clean_accuracy"], 100 * record["robust_accuracy"], 100 * low, 100 * high,
@@ -195,7 +197,9 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
         if crafted is not None:
             crafted.save(float(outcome.seconds.sum()), last=bool(outcome.done.all()))
 
-    known = None if asked.force else _partial(folder, mark, data.ids.cpu().numpy(), protocol, asked.images)
+    runs = len(names) if asked.attack.separately else 0
+    begun = Outcome.empty(data.ids.cpu().numpy(), len(names), len(protocol.measures), runs)
+    known = None if asked.force else _partial(folder, mark, begun, protocol, asked.images)
     outcome = evaluate(loaded.defended, loaded.view, data, asked.attack, asked.budget, protocol, Store(known, save, crafted))
     save(outcome)  # the panel may take its time
     write_arrays(folder.path / OUTCOME_FILE, **_told(outcome, names, protocol))
@@ -244,13 +248,14 @@ def _crafted(asked: Asked, loaded: Loaded, data: ImageSet) -> Crafted | None:
     return Crafted.of(path, data, stages=len(asked.attack.stages()), afresh=asked.force, images=asked.images.get("test"))
 
 
-def _partial(folder: EvaluationFolder, mark: str, ids: np.ndarray, protocol: Protocol, images: Mapping[str, str]) -> Outcome | None:
-    """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights or images."""
-    if not folder.partial.exists():
-        return None
+def _partial(folder: EvaluationFolder, mark: str, begun: Outcome, protocol: Protocol, images: Mapping[str, str]) -> Outcome | None:
+    """What an interrupted evaluation of the same content left behind; None if there is nothing, or it is of other weights or images.
+
+    begun: the outcome as it would begin, with arrays of the same form.
+    """
     try:
         arrays = read_arrays(folder.partial)
-        if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], ids):
+        if str(arrays.pop("mark")) != mark or not np.array_equal(arrays["ids"], begun.ids):
             return None
         seen = {name.partition(".")[2]: str(arrays.pop(name)) for name in list(arrays) if name.startswith("images.")}
         if (others := other_images({"images": seen}, images)) is not None:
@@ -260,10 +265,15 @@ def _partial(folder: EvaluationFolder, mark: str, ids: np.ndarray, protocol: Pro
             keeper_name, _, key = name.partition(".")
             kept[keeper_name][key] = arrays.pop(name)
         outcome = Outcome(**arrays)
+        forms = [{name: (array.shape, array.dtype) for name, array in one.arrays().items()} for one in (outcome, begun)]
+        if forms[0] != forms[1]:
+            raise LabError("its arrays have another form")
         for keeper in protocol.keepers:
             keeper.restore(kept[keeper.name])
+    except Missing:
+        return None
     except (LabError, KeyError, TypeError) as error:
         log.warning("starting afresh, because %s is of no use: %s", folder.partial, error)
         return None
-    log.info("going on after %d of %d images", outcome.done.sum(), len(ids))
+    log.info("going on after %d of %d images", outcome.done.sum(), len(outcome.ids))
     return outcome

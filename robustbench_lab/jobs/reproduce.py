@@ -28,6 +28,7 @@ from robustbench_lab.settings.images import Images
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.overrides import quoted
 from robustbench_lab.storage.files import storing
+from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.made import Made, content_of
 from robustbench_lab.storage.records import ERROR_FILE
 from robustbench_lab.tables.cells import Cell, filled
@@ -68,7 +69,9 @@ def _reproduce(cfg: DictConfig, context: HydraContext, task_function: TaskFuncti
     print(f"{len(tables)} tables, profile {cfg.table_profile}: {about}\n" + "\n".join(lines), flush=True)
     if made is None:
         return
-    launches = Launches(cfg, context, task_function, plan.jobs, lambda job: _place(job, both))
+    for job in plan.runs.values():
+        RunFolder(job.file.parent).tidy()
+    launches = Launches(cfg, context, task_function, lambda job: _place(job, both))
     trainings = plan.missing("train")
     teachers = {fingerprint for job in trainings for fingerprint in job.needs}
     launches.run([job for job in trainings if job.fingerprint in teachers])
@@ -135,18 +138,13 @@ def _place(job: Job, tables: Sequence[tuple[Table, list[Cell]]]) -> str:
 
 
 class Launches:
-    """Lists of jobs, handed to the launcher that the command chose; `jobs` are all that there may be.
+    """Lists of jobs, handed to the launcher that the command chose; place: the table and the cell that a job's words come from."""
 
-    place: the table and the cell that a job's words come from.
-    """
-
-    def __init__(
-        self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, jobs: Sequence[Job], place: Callable[[Job], str] = str
-    ) -> None:
+    def __init__(self, cfg: DictConfig, context: HydraContext, task_function: TaskFunction, place: Callable[[Job], str] = str) -> None:
         self.cfg, self.context, self.task_function, self.place = cfg, context, task_function, place
         self.folder = path_of(cfg.hydra.sweep.dir, "hydra.sweep.dir")
         self.launcher = str(cfg.hydra.launcher._target_)
-        self.before = {job.file: _written(job.file) for job in jobs}
+        self.done = set[Path]()
         self.started = 0
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -168,8 +166,10 @@ class Launches:
                     lost(command_line(job.verb, job.words), LOST)
 
     def finished(self, job: Job) -> bool:
-        """Whether its result is there, and newer than these launches: by this command, or by another one meanwhile."""
-        return _written(job.file) not in (None, self.before[job.file])
+        """Whether its result counts now: made by this command or another, or again, as its run has the same weights."""
+        if job.file not in self.done and job.counts():
+            self.done.add(job.file)
+        return job.file in self.done
 
     def _launch(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
         """Of the jobs that end with neither result nor error, those that had their turn, and those that the launcher gave up before."""
@@ -252,14 +252,6 @@ def _all_awaited(launcher: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return said(error).strip().partition("\n")[0]
-
-
-def _written(file: Path) -> int | None:
-    """When the file was written; None if it is not there."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 @contextmanager

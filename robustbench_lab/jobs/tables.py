@@ -14,7 +14,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import files_of
 from robustbench_lab.settings.conf import output_root_of
-from robustbench_lab.storage.files import write_bytes, write_text
+from robustbench_lab.storage.files import remove, write_bytes, write_text
 from robustbench_lab.tables.cells import Cell, filled
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.pages import grid, latex, markdown
@@ -70,7 +70,7 @@ def _write_figure(table: Table, cells: Sequence[Cell], output_root: Path) -> lis
         figure = None
     if figure is None:
         for file in files:
-            file.unlink(missing_ok=True)
+            remove(file)
         return []
     for file, content in zip(files, files_of(figure), strict=True):
         write_bytes(file, content)

@@ -17,7 +17,7 @@ from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Run, run_of
 from robustbench_lab.settings.images import Images, other_images, told
-from robustbench_lab.storage.files import SCHEMA, write_bytes
+from robustbench_lab.storage.files import SCHEMA, remove, storing, there, write_bytes
 from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.provenance import commit, provenance
 from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
@@ -81,6 +81,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
 
 def _found(folder: RunFolder, images: Mapping[str, str]) -> bool:
     if folder.usable and _of_other_images(folder, images) is None:
+        folder.tidy()
         log.info("finished already: %s", folder.path)
         return True
     return False
@@ -93,17 +94,19 @@ def _of_other_images(folder: RunFolder, images: Mapping[str, str]) -> str | None
 
 def _clear(folder: RunFolder, afresh: bool) -> None:
     """What would speak of other weights than those that come; afresh: what they could be resumed from too."""
-    (folder.path / RUN_FILE).unlink(missing_ok=True)  # it may be damaged, or its weights gone
+    folder.check_places()
+    remove(folder.path / RUN_FILE)  # it may be damaged, or its weights gone
     if afresh:
         for path in (folder.checkpoint, folder.weights):
-            path.unlink(missing_ok=True)
-        if (folder.path / EVENTS_FOLDER).exists():
-            shutil.rmtree(folder.path / EVENTS_FOLDER)
+            remove(path)
+        if there(folder.path / EVENTS_FOLDER):
+            with storing(folder.path / EVENTS_FOLDER):
+                shutil.rmtree(folder.path / EVENTS_FOLDER)
 
 
 def _left(run: Run, folder: RunFolder, images: Mapping[str, str]) -> State | None:
     """Where an interrupted training of the same images stands."""
-    if not folder.checkpoint.exists():
+    if not there(folder.checkpoint):
         return None
     try:
         state = load_state(folder.checkpoint, run.fingerprint, images)

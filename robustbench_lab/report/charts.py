@@ -5,6 +5,7 @@ draws it. A chart is as wide as a phone; its figures stand in the page's tables 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -120,6 +121,8 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from `low` to `high`, with at most `most` steps between them."""
     if high <= low:
+        return [low]
+    if (high - low) / most < sys.float_info.min:  # too near to zero for a power of ten
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / most) - 1)
     for step in (power * 10**i * step for i in count() for step in STEPS):

@@ -69,13 +69,13 @@ class Entry:
     n: int
     clean: float
     robust: Point
-    seconds: float
+    seconds: float | None
     warnings: Sequence[Mapping[str, str]]
     panel: Panel | None
 
     @classmethod
     def of(cls, folder: EvaluationFolder, record: Mapping[str, Any]) -> Entry:
-        """Raises KeyError, TypeError, ValueError or AttributeError for a record that lacks what every record has."""
+        """Of a record that is sound: it has what every record has."""
         trained, config, choices = record["run"], record["config"], record["choices"]
         low, high = record["robust_interval"]
         return cls(
@@ -94,7 +94,7 @@ class Entry:
             n=int(record["n"]),
             clean=100 * record["clean_accuracy"],
             robust=Point(100 * record["robust_accuracy"], 100 * low, 100 * high),
-            seconds=float(record["seconds"]),
+            seconds=record.get("seconds"),
             warnings=[{"code": str(warning["code"]), "message": str(warning.get("message", ""))} for warning in record["warnings"]],
             panel=Panel.of(record["panel"]) if record.get("panel") else None,
         )

@@ -16,7 +16,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.figures.of_tables import drawn
 from robustbench_lab.figures.paper import png_of
 from robustbench_lab.settings.conf import PACKAGE
-from robustbench_lab.storage.files import storing, to_json, write_bytes
+from robustbench_lab.storage.files import reading, remove, storing, sweep, to_json, write_bytes
 from robustbench_lab.tables.cells import Cell
 from robustbench_lab.tables.drawing import kind_of
 from robustbench_lab.tables.grid import Table
@@ -63,18 +63,19 @@ class Album:
     def take_away_others(self) -> None:
         with storing(self.folder):
             for path in self.folder.glob("*.png"):
-                if path.name not in self._shown:
-                    path.unlink(missing_ok=True)
+                if path.name not in self._shown and not path.is_dir():
+                    remove(path)
+        sweep(self.folder)
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:
     """Width and height of a PNG; None where there is none."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with reading(path), Image.open(path) as image:
             return image.size
-    except (OSError, UnidentifiedImageError):
+    except LabError:  # none yet, or a damaged one: it is drawn
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -15,9 +16,9 @@ from robustbench_lab.report.sections import Section
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.settings.yaml_files import read_yaml
-from robustbench_lab.storage.files import read_json
+from robustbench_lab.storage.files import names_in, there
 from robustbench_lab.storage.folders import EvaluationFolder, Missing, OutputFolder
-from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE
+from robustbench_lab.storage.records import ERROR_FILE, EXAMPLES_FILE, METRICS_FILE, RUN_FILE, read_error
 from robustbench_lab.tables.grid import Table
 
 CLASSES = ("dataset", "backbone", "defense", "attack")  # groups whose choices are of several classes
@@ -46,9 +47,12 @@ class Shelf:
         self.entries: list[Entry] = []
         self.trained: dict[str, Trained] = {}
         self._folder = OutputFolder(output_root)
+        self._read(output_root / "runs", partial(names_in, output_root / "runs"))
         for fingerprint, run in self._folder.runs.items():
-            for evaluation in self._read(run.pack.records_file, run.evaluations) or []:
+            for evaluation in self._read(run.path / "evaluate", run.evaluations) or []:
                 self._list(evaluation)
+            if (problem := run.pack.problem) is not None:
+                self._problem(run.pack.records_file, problem.removeprefix(str(run.pack.records_file)).strip())
             if (record := self._read(run.path / RUN_FILE, partial(getattr, run, "record"))) is not None:
                 epochs = self._read(run.path / METRICS_FILE, run.epochs) or []
                 self.trained[fingerprint] = Trained.of(run.name, record, epochs)
@@ -56,10 +60,7 @@ class Shelf:
     def _list(self, evaluation: EvaluationFolder) -> None:
         path = evaluation.file
         if (record := self._read(path, partial(evaluation.record, {}))) is not None:
-            try:
-                self.entries.append(Entry.of(evaluation, record))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                self._problem(path, f"is damaged ({error!r}); repeat the job with force=true")
+            self.entries.append(Entry.of(evaluation, record))
 
     def of_runs(self) -> dict[str, list[Entry]]:
         """The records of each run that speak of the weights it has now."""
@@ -82,9 +83,9 @@ class Shelf:
         """The classes behind each record and its run, by group, as far as these tell them."""
         found = set()
         for entry in self.entries:
-            run = self.trained[entry.run].record["config"] or {} if entry.run in self.trained else {}
+            run = self.trained[entry.run].record["config"] if entry.run in self.trained else {}
             config = {**run, **entry.record["config"]}
-            found.add(tuple((group, config[group]["_target_"]) for group in CLASSES if "_target_" in (config.get(group) or ())))
+            found.add(tuple((group, str(config[group]["_target_"])) for group in CLASSES if "_target_" in config.get(group, ())))
         return [dict(classes) for classes in found]
 
     def may_fill(self, table: Table) -> bool:
@@ -95,9 +96,11 @@ class Shelf:
 
     def failures(self) -> list[tuple[str, str]]:
         """Jobs that left an error and have not succeeded since: folder and error."""
-        runs = self.root / "runs"
-        paths = sorted([*runs.glob(f"*/{ERROR_FILE}"), *runs.glob(f"*/evaluate/*/{ERROR_FILE}")])
-        contents = [(path, self._read(path, partial(read_json, path))) for path in paths]
+        folders = [run.path for run in self._folder.runs.values()]
+        for folder in [folder / "evaluate" for folder in folders]:
+            folders += [folder / name for name in self._read(folder, partial(names_in, folder)) or ()]
+        paths = sorted(path for folder in folders if there(path := folder / ERROR_FILE))
+        contents = [(path, self._read(path, partial(read_error, path))) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
 
     def galleries(self, section: Section, album: Album) -> list[Gallery]:
@@ -128,7 +131,7 @@ class Shelf:
         self.problems[self._name(path)] = reason
 
     def _name(self, path: Path) -> str:
-        name = path.relative_to(self.root).as_posix()
+        name = os.fsencode(path.relative_to(self.root).as_posix()).decode(errors="replace")  # a page is text, a file's name need not be
         return f"{self.root.name}/{name}" if self.of_the_project else name
 
 

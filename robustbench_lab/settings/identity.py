@@ -223,7 +223,11 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
 def _file(path: object, key: str) -> Path:
     """A file that a setting names, where it is. Raises LabError where it is not."""
     found = path_of(path, key)
-    if not found.is_file():
+    try:
+        is_file = found.is_file()
+    except (OSError, ValueError) as error:  # no permission, or no name that a file could have
+        raise LabError(f"{key}: expected a file, but {found} cannot be looked at ({error})") from error
+    if not is_file:
         raise LabError(f"{key}: expected a file, but there is no {found}")
     return found
 

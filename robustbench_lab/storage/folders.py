@@ -1,16 +1,17 @@
 """The folders of training runs and evaluations: the one answer to whether something is finished, speaks of these weights, or is damaged.
 
-A run is finished when its last file, run.json, is there and sound; its weights may be gone all the same (a published run has none). A
-record counts when it is sound, speaks of the evaluation that is asked for, and of the weights that its runs have now.
+A run is finished when its last file, run.json, is there and sound; its weights may be gone all the same (a published run has none). It can
+be used when its weights are there too, whole, and those that run.json speaks of. A record counts when it is sound, speaks of the evaluation
+that is asked for, and of the weights that its runs have now. What is damaged is named and counts as missing.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,29 +19,44 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.storage.failures import write_error
-from robustbench_lab.storage.files import locked, read_arrays, write_json
+from robustbench_lab.storage.files import (
+    Forbidden,
+    Missing,
+    locked,
+    locked_if_free,
+    names_in,
+    read_arrays,
+    remove,
+    say_once,
+    sweep,
+    there,
+    write_json,
+)
 from robustbench_lab.storage.packs import Pack
 from robustbench_lab.storage.records import (
     CHECKPOINT_FILE,
     ERROR_FILE,
+    EXAMPLES_FILE,
+    FEATURES_FILE,
     METRICS_FILE,
     MODEL_FILE,
     OUTCOME_FILE,
     PARTIAL_FILE,
+    PLANE_FILE,
     RECORD_FILE,
     RUN_FILE,
+    check_arrays,
+    check_metrics,
+    read_epochs,
     read_record,
     read_run,
     sound,
 )
+from robustbench_lab.storage.weights import check_weights
 
 log = logging.getLogger("robustbench_lab")
 
 Content = Mapping[str, Any]  # of run.json or record.json
-
-
-class Missing(LabError):
-    """It was never made, or its file is gone."""
 
 
 class Clash(LabError):
@@ -53,8 +69,14 @@ def nothing_differs(content: Content) -> str | None:
 
 def existing(parent: Path, fingerprint: str, last_file: str) -> Path | None:
     """The folder of this content; of several, which two processes with other words for it may make side by side, a finished one."""
-    found = sorted(parent.glob(f"*-{fingerprint}"), key=lambda folder: (not (folder / last_file).exists(), folder))
-    return found[0] if found else None
+    try:
+        names = names_in(parent)
+    except Forbidden:  # what is asked for may be there all the same; who reads it is told
+        return None
+    except LabError:  # no folder
+        return None
+    found = [parent / name for name in names if name.endswith(f"-{fingerprint}")]
+    return min(found, key=lambda folder: (not os.path.exists(folder / last_file), folder), default=None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,7 @@ class Folder:
     def leaving_error(self) -> Iterator[None]:
         """Leave the error of a failed job in the folder; the next attempt takes it away."""
         path = self.path / ERROR_FILE
-        path.unlink(missing_ok=True)
+        remove(path)
         try:
             yield
         except Exception as error:
@@ -92,7 +114,7 @@ class Folder:
         where = self.path / file
         try:
             difference = self.differs(content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # the form leaves open what is in a config's parts
             raise LabError(f"{where} is damaged ({error!r}); repeat the job with force=true") from error
         if difference is not None:
             raise Clash(f"{where} is of something else with the same name: {difference}; move one of the two to another output_root")
@@ -114,9 +136,10 @@ class RunFolder(Folder):
     def record(self) -> dict[str, Any]:
         """run.json, read once. Raises Missing, Clash, or LabError for a damaged one."""
         path = self.path / RUN_FILE
-        if not path.exists():
-            raise Missing(f"{path} is not there: the run is not trained")
-        content = read_run(path)
+        try:
+            content = read_run(path)
+        except Missing:
+            raise Missing(f"{path} is not there: the run is not trained") from None
         self._own(content, RUN_FILE)
         return content
 
@@ -127,28 +150,50 @@ class RunFolder(Folder):
 
     @property
     def trained(self) -> bool:
-        """Whether the run is finished, whatever became of its weights. Raises Clash."""
-        return self._problem() is None
+        """Whether the run is finished, whatever became of its weights. Raises Clash, or Forbidden."""
+        return self._problem(weights=False) is None
 
     @property
     def usable(self) -> bool:
-        """Whether the run is finished and its weights are there; a word to the log where only that is missing. Raises Clash."""
-        problem = self._problem()
-        if problem is None and not self.weights.exists():
-            problem = f"{self.weights} is gone"
-        if problem is not None and (self.path / RUN_FILE).exists():
+        """Whether the run is finished and its weights are those that it speaks of; a word to the log where only that is wrong. Raises
+        Clash, or Forbidden."""
+        problem = self._problem(weights=True)
+        if problem is not None and there(self.path / RUN_FILE):
             log.warning("trained again: %s", problem)
         return problem is None
 
-    def _problem(self) -> str | None:
-        """Why run.json does not count."""
+    @property
+    def counts(self) -> bool:
+        """The same, without a word, of the files as they are now."""
         try:
-            _ = self.record
-        except Clash:
+            return self.afresh()._problem(weights=True) is None
+        except LabError:
+            return False
+
+    def _problem(self, weights: bool) -> str | None:
+        """Why run.json, and the weights beside it, do not count."""
+        try:
+            digest = self.digest
+            if weights:
+                check_weights(self.weights, digest)
+        except (Clash, Forbidden):
             raise
         except LabError as error:
             return str(error)
         return None
+
+    def check_places(self) -> None:
+        """Raises LabError where something that is no file stands where a training will write one: before it, not after hours."""
+        _check_places(self.path, (RUN_FILE, MODEL_FILE, CHECKPOINT_FILE, METRICS_FILE, ERROR_FILE))
+
+    def tidy(self) -> None:
+        """Take away what a killed process left: of a finished run the checkpoint, of finished evaluations the partial outcome, and files
+        that were being written. What another process works in stays as it is."""
+        evaluations = [self.path / "evaluate" / name for name in _listed(self.path / "evaluate")]
+        for folder, last_file, file in [(self.path, RUN_FILE, CHECKPOINT_FILE), *((one, RECORD_FILE, PARTIAL_FILE) for one in evaluations)]:
+            _tidy(folder, last_file, file)
+        for name in ("panel", "crafted", ".hydra"):
+            sweep(self.path / name)
 
     def afresh(self) -> RunFolder:
         """The same folder, whose files are read anew."""
@@ -157,18 +202,12 @@ class RunFolder(Folder):
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; none where there is no such file. Raises LabError where it is damaged."""
         path = self.path / METRICS_FILE
-        try:
-            rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("expected an object a line")
-        except (OSError, ValueError) as error:
-            raise LabError(f"{path} cannot be read ({error}); train with force=true") from error
-        return rows
+        return read_epochs(path) if there(path) else []
 
     def finish(self, record: Content) -> None:
         """Write run.json, the last file, and take the checkpoint away."""
         write_json(self.path / RUN_FILE, record)
-        self.checkpoint.unlink(missing_ok=True)
+        remove(self.checkpoint)
 
     def panel_file(self, key: str) -> Path:
         return self.path / "panel" / f"{key}.json"
@@ -187,8 +226,10 @@ class RunFolder(Folder):
         return EvaluationFolder(found or parent / (self.pack.named(fingerprint) or name), differs, self.pack)
 
     def evaluations(self) -> list[EvaluationFolder]:
-        """Those that have a record, by name. Raises LabError where what is packed is damaged."""
-        names = {path.parent.name for path in self.path.glob(f"evaluate/*/{RECORD_FILE}")} | set(self.pack.records)
+        """Those that have a record, by name; what is damaged in the pack is passed over. Raises LabError where the folder of evaluations
+        cannot be listed."""
+        folder = self.path / "evaluate"
+        names = {name for name in names_in(folder) if there(folder / name / RECORD_FILE)} | set(self.pack.records)
         return [EvaluationFolder(self.path / "evaluate" / name, pack=self.pack) for name in sorted(names)]
 
 
@@ -202,7 +243,7 @@ class EvaluationFolder(Folder):
     def file(self) -> Path:
         """What has the record, or will have it."""
         own = self.path / RECORD_FILE
-        return self.pack.records_file if self.pack is not None and self._packed and not own.exists() else own
+        return self.pack.records_file if self.pack is not None and self._packed and not there(own) else own
 
     @property
     def _packed(self) -> bool:
@@ -211,14 +252,14 @@ class EvaluationFolder(Folder):
     @property
     def made(self) -> bool:
         """Whether there is a record, of whatever worth."""
-        return self._packed or self.file.exists()
+        return self._packed or there(self.file)
 
     def read(self) -> dict[str, Any]:
         """The record, whatever weights it speaks of. Raises Missing, or LabError for one that is damaged."""
         if not self.made:
             raise Missing(f"{self.file} is not there: it was not evaluated")
         if self.pack is not None and self.file == self.pack.records_file:
-            return sound(copy.deepcopy(self.pack.records[self.name]), self.file)
+            return sound(copy.deepcopy(self.pack.records[self.name]), f"{self.file}: {self.name}")
         return read_record(self.file)
 
     @property
@@ -245,12 +286,15 @@ class EvaluationFolder(Folder):
                 raise LabError(f"{self.path / RECORD_FILE} speaks of other weights than {name} has now; evaluate again")
 
     def finished(self, digests: Mapping[str, str]) -> dict[str, Any] | None:
-        """The record, if it counts and the outcome beside it can be read; None where there is something to do, and why in the log."""
+        """The record, if it counts and the outcome beside it is whole and its own; None where there is something to do, and why in the
+        log. Raises Clash, or Forbidden."""
         try:
             record = self.record(digests)
-            if self.arrays(OUTCOME_FILE) is None:
-                raise LabError(f"{self.path / OUTCOME_FILE} is gone")
-        except Clash:
+            check_metrics(record, self.file)
+            self._check_outcome(record)
+            for name in FILES_OF_PICTURES:
+                self.arrays(name)
+        except (Clash, Forbidden):
             raise
         except LabError as error:
             if not isinstance(error, Missing):
@@ -258,21 +302,75 @@ class EvaluationFolder(Folder):
             return None
         return record
 
+    def counts(self, digests: Mapping[str, str]) -> bool:
+        """Whether the record that there is now counts, without a word."""
+        try:
+            check_metrics(self.record(digests), self.file)
+        except LabError:
+            return False
+        return True
+
+    def _check_outcome(self, record: Content) -> None:
+        """Raises LabError where the outcome is gone, damaged, or not the one that the record was made from."""
+        arrays, path = self.arrays(OUTCOME_FILE), self.path / OUTCOME_FILE
+        if arrays is None:
+            raise LabError(f"{path} is gone")
+        if (len(arrays["index"]), int(arrays["clean"].sum()), int(arrays["robust"].sum())) != tuple(
+            record[key] for key in ("n", "clean_correct", "robust_correct")
+        ):
+            raise LabError(f"{path} is of another outcome than {RECORD_FILE} beside it")
+
     def arrays(self, name: str) -> dict[str, Any] | None:
-        """One of its files of arrays; None where there is none. Raises LabError where it is damaged."""
-        path = self.path / name
-        if path.exists():
-            return read_arrays(path)
-        return self.pack.arrays(self.name, name) if self.pack is not None and not (self.path / RECORD_FILE).exists() else None
+        """One of its files of arrays; None where there is none. Raises LabError where it is damaged, or has not what a file of this name
+        has."""
+        path, arrays = self.path / name, None
+        if there(path):
+            arrays = read_arrays(path)
+        elif self.pack is not None and not there(self.path / RECORD_FILE):
+            arrays = self.pack.arrays(self.name, name)
+        if arrays is not None:
+            check_arrays(name, arrays, path)
+        return arrays
 
     def begin(self) -> None:
-        """What was said before does not count from now on."""
-        (self.path / RECORD_FILE).unlink(missing_ok=True)
+        """What was said before does not count from now on. Raises LabError where something that is no file stands where one will be
+        written."""
+        _check_places(self.path, (RECORD_FILE, OUTCOME_FILE, PARTIAL_FILE, ERROR_FILE, *FILES_OF_PICTURES))
+        remove(self.path / RECORD_FILE)
 
     def finish(self, record: Content) -> None:
         """Write record.json, the last file, and take the partial outcome away."""
         write_json(self.path / RECORD_FILE, record)
-        self.partial.unlink(missing_ok=True)
+        remove(self.partial)
+
+
+FILES_OF_PICTURES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE)  # of an evaluation, where it has them
+
+
+def _check_places(folder: Path, names: Iterable[str]) -> None:
+    for path in (folder / name for name in names):
+        if there(path) and not path.is_file():
+            raise LabError(
+                f"cannot write {path}: something that is no file stands in its place; move it away, or choose another output_root"
+            )
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return names_in(folder)
+    except LabError:
+        return []
+
+
+def _tidy(folder: Path, last_file: str, file: str) -> None:
+    """Take `file` away where the last file is there, and what was being written: asked for again once the folder is ours."""
+    left = [name for name in _listed(folder) if name == file or name.endswith(".partial")]
+    if not left or not os.path.exists(folder / last_file):
+        return
+    with suppress(LabError, OSError), locked_if_free(folder) as free:
+        if free and os.path.exists(folder / last_file):
+            remove(folder / file)
+            sweep(folder, everything=True)
 
 
 class OutputFolder:
@@ -284,13 +382,27 @@ class OutputFolder:
     @cached_property
     def runs(self) -> dict[str, RunFolder]:
         found: dict[str, RunFolder] = {}
-        for path in sorted((self.root / "runs").glob("*"), key=lambda path: (not (path / RUN_FILE).exists(), path)):
+        folder = self.root / "runs"
+        try:
+            paths = [folder / name for name in names_in(folder)]
+        except LabError as error:
+            say_once(str(error))
+            paths = []
+        for path in sorted(paths, key=lambda path: (not os.path.exists(path / RUN_FILE), path)):
             found.setdefault(path.name.rpartition("-")[2], RunFolder(path))
         return dict(sorted(found.items(), key=lambda item: item[1].path))
 
     def trained(self) -> Iterator[RunFolder]:
-        """The finished runs, by name; damaged ones are passed over."""
-        return (run for run in self.runs.values() if run.trained)
+        """The finished runs, by name; damaged ones, and those that may not be read, are passed over with a word to the log."""
+        for run in self.runs.values():
+            try:
+                _ = run.record
+            except Missing:
+                continue
+            except LabError as error:
+                say_once(f"counts as missing: {error}")
+                continue
+            yield run
 
     def digests(self, parts: Mapping[str, str]) -> dict[str, str]:
         """Of the weights that runs, named by their fingerprints, have now. Raises LabError where one is not trained or damaged."""

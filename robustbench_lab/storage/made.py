@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
@@ -9,7 +10,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.storage.files import SCHEMA, read_json, write_json
+from robustbench_lab.storage.files import LARGEST_ARRAYS, SCHEMA, file_digest, read_json, sweep, write_json
+from robustbench_lab.storage.forms import misfit
 
 FILE = ".made.json"  # beside runs/, tables/ and report/
 READ = (".json", ".jsonl", ".npz")  # what pages read of runs; of other files, such as weights, they ask at most whether they are there
@@ -28,9 +30,11 @@ class Made:
     def unchanged(self, name: str) -> bool:
         """Whether it is there as it was made, and would be made the same."""
         entry = self._known.get(name)
-        if not isinstance(entry, Mapping) or entry.get("from") != self.made_from or not entry.get("files"):
+        if not isinstance(entry, Mapping) or entry.get("from") != self.made_from or misfit(entry.get("files"), dict[str, str | None]):
             return False
-        return bool(entry["files"] == {file: _digest(self.output_root / file) for file in entry["files"]})
+        for folder in {(self.output_root / file).parent for file in entry["files"]}:
+            sweep(folder)  # a page that is not written again is the only one that this command touches there
+        return bool(entry["files"]) and bool(entry["files"] == {file: _digest(self.output_root / file) for file in entry["files"]})
 
     def note(self, name: str, files: Iterable[Path]) -> None:
         """It has been made, and is these files."""
@@ -43,18 +47,30 @@ class Made:
 def content_of(output_root: Path, sources: Iterable[Path]) -> str:
     """A digest of what pages depend on: runs and their evaluations, the files of `sources` (code, settings, tables), and every library."""
     found = blake2b(digest_size=16)
-    for path in sorted((output_root / "runs").rglob("*")):
-        found.update(f"{path}\0{_digest(path) if path.suffix in READ else None}\0".encode(errors="surrogateescape"))
-    for path in (path for folder in sources for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts):
-        found.update(f"{path}\0{_digest(path)}\0".encode(errors="surrogateescape"))
+    for path in _everything(output_root / "runs"):
+        found.update(_line(path, _digest(path) if path.suffix in READ else None))
+    for path in (path for folder in sources for path in _everything(folder) if "__pycache__" not in path.parts):
+        found.update(_line(path, _digest(path)))
     libraries = sorted({f"{library.name} {library.version}" for library in distributions()})
     found.update("\0".join([sys.version, *libraries]).encode())
     return found.hexdigest()
 
 
-def _digest(path: Path) -> str | None:
-    """None of what is no file."""
+def _everything(folder: Path) -> list[Path]:
+    """All that lies in a folder, sorted; what may not be listed is passed over."""
     try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
+        return sorted(Path(where) / name for where, folders, names in os.walk(folder) for name in (*folders, *names))
+    except ValueError:  # no name that a folder could have
+        return []
+
+
+def _line(path: Path, digest: str | None) -> bytes:
+    return os.fsencode(path) + f"\0{digest}\0".encode()  # a file's name may hold bytes that are no text
+
+
+def _digest(path: Path) -> str | None:
+    """None of what is no file, may not be read, or is longer than anything that a page reads."""
+    try:
+        return file_digest(path) if path.stat().st_size <= LARGEST_ARRAYS else None
+    except (LabError, OSError, ValueError):
         return None

@@ -13,16 +13,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.storage.files import SCHEMA, read_arrays, to_json_line, write_arrays, write_bytes
+from robustbench_lab.storage.files import (
+    SCHEMA,
+    from_json,
+    read_arrays,
+    read_text,
+    say_once,
+    there,
+    to_json_line,
+    write_arrays,
+    write_bytes,
+)
+from robustbench_lab.storage.forms import misfit
 
 RECORDS = "evaluations.jsonl"
 ARRAYS = "evaluations.npz"
 NAMES = "names"
+
+
+class Line(TypedDict):
+    """Of evaluations.jsonl; a record's own form is looked at when it is asked for (records.sound)."""
+
+    name: str
+    record: dict[str, Any]
+
 
 Files = Mapping[str, Mapping[str, np.ndarray]]  # the arrays of an evaluation, by file
 
@@ -39,20 +58,37 @@ class Pack:
 
     @cached_property
     def records(self) -> dict[str, dict[str, Any]]:
-        """By the name of the evaluation. Raises LabError, naming file and line, where it is damaged."""
-        if not self.records_file.exists():
-            return {}
-        found = {}
-        for number, line in enumerate(_lines(self.records_file), 1):
+        """By the name of the evaluation: the lines that can be read, with a word to the log where some cannot."""
+        return self._read[0]
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the file of records, naming file and line; None for nothing."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, dict[str, Any]], str | None]:
+        found: dict[str, dict[str, Any]] = {}
+        remedy, wrong = "take the file from where it was published", []
+        try:
+            lines = read_text(self.records_file).splitlines() if there(self.records_file) else []
+        except LabError as error:
+            lines, wrong = [], [str(error)]
+        for number, line in enumerate(lines, 1):
             try:
-                content = json.loads(line)
-                name, record = str(content["name"]), content["record"]
-                if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+                content = from_json(line)
+                if (problem := misfit(content, Line)) is not None:
+                    raise ValueError(problem)
+                if content["record"].get("schema") != SCHEMA:
                     raise ValueError(f"expected a record of schema {SCHEMA}")
-            except (ValueError, KeyError, TypeError) as error:
-                raise LabError(f"{self.records_file}:{number} is damaged ({error}); take the file from where it was published") from error
-            found[name] = record
-        return found
+            except ValueError as error:
+                wrong.append(f"{self.records_file}:{number} is damaged ({error}); {remedy}")
+            else:
+                found[content["name"]] = content["record"]
+        if wrong:
+            wrong = [wrong[0] + (f" ({len(wrong) - 1} more lines are)" if wrong[1:] else "")]
+            say_once(wrong[0])
+        return found, next(iter(wrong), None)
 
     def named(self, fingerprint: str) -> str | None:
         """The evaluation of this content."""
@@ -69,21 +105,31 @@ class Pack:
         if not names:
             return None
         stored = read_arrays(self.folder / ARRAYS, set(names.values()))
+        if lacking := names.values() - stored.keys():
+            raise LabError(f"{self.folder / ARRAYS} is damaged: it lacks {len(lacking)} arrays; take the file from where it was published")
         return {name: stored[digest] for name, digest in names.items()}
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Of all arrays: their digests."""
+        """Of all arrays: their digests. Raises LabError where the archive is damaged."""
         path = self.folder / ARRAYS
-        if not path.exists():
+        if not there(path):
             return {}
         try:
-            return {str(name): str(digest) for name, digest in json.loads(read_arrays(path, {NAMES})[NAMES].tobytes()).items()}
-        except (ValueError, AttributeError) as error:
+            names: dict[str, str] = from_json(read_arrays(path, {NAMES})[NAMES].tobytes().decode())
+            if (problem := misfit(names, dict[str, str])) or (problem := next((n for n in names if n.count("/") < 2), None)):
+                raise ValueError(problem)
+        except (ValueError, KeyError) as error:
             raise LabError(f"{path} is damaged ({error}); take the file from where it was published") from error
+        return names
 
     def add(self, evaluations: Mapping[str, tuple[Mapping[str, Any], Files]]) -> None:
-        """Pack evaluations, record and arrays by name, beside what is packed already; one of the same name is replaced."""
+        """Pack evaluations, record and arrays by name, beside what is packed already; one of the same name is replaced.
+
+        Raises LabError where what is packed already is damaged.
+        """
+        if self.problem is not None:
+            raise LabError(self.problem)
         records = {**self.records, **{name: dict(record) for name, (record, _) in evaluations.items()}}
         names = {name: digest for name, digest in self._names.items() if name.partition("/")[0] not in evaluations}
         arrays = read_arrays(self.folder / ARRAYS, set(names.values())) if names else {}
@@ -96,7 +142,7 @@ class Pack:
         write_arrays(self.folder / ARRAYS, **{NAMES: told}, **dict(sorted(arrays.items())))
         lines = [to_json_line({"name": name, "record": records[name]}) for name in sorted(records)]
         write_bytes(self.records_file, "".join(lines).encode(errors="backslashreplace"))
-        for read in ("records", "_names"):  # anew when asked for
+        for read in ("records", "_read", "_names"):  # anew when asked for
             self.__dict__.pop(read, None)
 
 
@@ -104,10 +150,3 @@ def _digest(array: np.ndarray) -> str:
     total = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=12)
     total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise LabError(f"{path} cannot be read ({error})") from error

@@ -13,6 +13,7 @@ import numpy as np
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
+from robustbench_lab.storage.files import say_once
 from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.tables.expansion import Expansion
 from robustbench_lab.tables.grid import Table
@@ -308,6 +309,7 @@ class Records:
         try:
             return folder.record(self._folder.digests({part: of.fingerprint for part, of in evaluation.runs.items()})), None
         except LabError as error:
+            say_once(f"counts as missing: {error}")
             return None, str(error)
 
     def arrays(self, evaluation: Evaluation, file: str) -> dict[str, np.ndarray]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,8 +14,9 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.settings.images import Images, other_images
 from robustbench_lab.settings.overrides import train_overrides
-from robustbench_lab.storage.folders import OutputFolder
-from robustbench_lab.storage.records import MODEL_FILE, RECORD_FILE, RUN_FILE
+from robustbench_lab.storage.files import say_once
+from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder
+from robustbench_lab.storage.records import RECORD_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell
 
 
@@ -24,6 +25,7 @@ class Job:
     """A training or an evaluation: the verb and its words, and the file that is there when it is finished.
 
     needs: the fingerprints of the runs that must be trained before. seconds: what like jobs took; None if there are none.
+    counts: whether its result is there now, and could be used.
     """
 
     verb: str
@@ -34,6 +36,7 @@ class Job:
     fingerprint: str
     finished: bool
     seconds: float | None
+    counts: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,11 @@ def plan_of(cells: Iterable[Cell], output_root: Path, images: Images | None = No
         evaluations[key_of(evaluation)] = Job(
             "evaluate", name, words, folders.of_evaluation(evaluation) / RECORD_FILE,
             frozenset(run.fingerprint for run in needs), evaluation.fingerprint, finished,
-            None if finished else costs.attacking(evaluation),
+            None if finished else costs.attacking(evaluation), partial(_counts, evaluation, output_root, images),
         )  # fmt: skip
     for fingerprint in {needed for job in evaluations.values() if not job.finished for needed in job.needs}:
         job = runs[fingerprint]
-        if job.finished and not job.file.with_name(MODEL_FILE).exists():  # what is measured stays, but the rest needs the weights again
+        if job.finished and not job.counts():  # what is measured stays, but the rest needs the weights again
             runs[fingerprint] = replace(job, finished=False)
     return Plan(runs, evaluations)
 
@@ -147,9 +150,37 @@ def plan_of(cells: Iterable[Cell], output_root: Path, images: Images | None = No
 def _training(run: Run, words: list[str], folders: Folders, costs: Costs, images: Images | None) -> Job:
     needs = frozenset({run.teacher.fingerprint} if run.teacher else ())
     finished = run.fingerprint in costs.trained
+    folder, seconds = folders.of_run(run), costs.training(run)
     if finished and images is not None:
         finished = other_images(folders.there.runs[run.fingerprint].record, images.of_run(run)) is None
-    return Job("train", run.name, words, folders.of_run(run) / RUN_FILE, needs, run.fingerprint, finished, costs.training(run))
+    return Job(
+        "train",
+        run.name,
+        words,
+        folder / RUN_FILE,
+        needs,
+        run.fingerprint,
+        finished,
+        seconds,
+        lambda: _run_counts(RunFolder(folder, run.differs), run, images),
+    )
+
+
+def _run_counts(folder: RunFolder, run: Run, images: Images | None) -> bool:
+    """Whether a run is there now, and of these images."""
+    return folder.counts and (images is None or other_images(folder.record, images.of_run(run)) is None)
+
+
+def _counts(evaluation: Evaluation, output_root: Path, images: Images | None) -> bool:
+    """Whether an evaluation's record is there now, of the weights that its runs have now, and of these images."""
+    try:
+        digests = {part: run.at(output_root).digest for part, run in evaluation.runs.items()}
+    except LabError:
+        return False
+    folder = evaluation.at(output_root)
+    if not folder.counts(digests):
+        return False
+    return images is None or other_images(folder.finished(digests) or {}, images.of_evaluation(evaluation)) is None
 
 
 def _with_teachers(run: Run, words: Sequence[str]) -> list[tuple[Run, Sequence[str]]]:
@@ -193,7 +224,7 @@ class Costs:
     def _attacking(self) -> dict[tuple[Any, ...], list[float]]:
         """Read when something is missing."""
         found: dict[tuple[Any, ...], list[float]] = {}
-        for evaluation in (evaluation for run in self._finished for evaluation in run.evaluations()):
+        for evaluation in (evaluation for run in self._finished for evaluation in _evaluations(run)):
             with suppress(LabError, KeyError, TypeError):
                 record = evaluation.read()
                 if any(record.get("examples_from_before", ())):
@@ -208,6 +239,14 @@ class Costs:
     def attacking(self, evaluation: Evaluation) -> float | None:
         size = evaluation.config["test_size"]
         return _median(self._attacking, _like_attacking(evaluation.run.choices, evaluation.choices["attack"], size))
+
+
+def _evaluations(run: RunFolder) -> list[EvaluationFolder]:
+    try:
+        return run.evaluations()
+    except LabError as error:
+        say_once(str(error))
+        return []
 
 
 def _like_training(choices: dict[str, str], config: dict[str, Any]) -> list[tuple[Any, ...]]:

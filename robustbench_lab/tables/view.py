@@ -6,20 +6,20 @@ own dash for it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import pandas as pd
+from statistics import median
+from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.output import command_line, one_line
 from robustbench_lab.settings.overrides import merged_overrides, quoted, train_overrides
-from robustbench_lab.storage.files import read_json
-from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
+from robustbench_lab.storage.files import say_once
+from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.tables.cells import Cell
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
@@ -367,12 +367,19 @@ def _trainings(cells: Sequence[Cell], output_root: Path) -> list[Training]:
 
 
 def _training(folder: Path) -> Training:
-    record = read_json(folder / RUN_FILE)
-    pace = rate = None
-    with suppress(OSError, ValueError, KeyError):
-        epochs = pd.read_json(folder / METRICS_FILE, lines=True).iloc[1:]
-        if len(epochs):
-            pace, rate = f"{epochs['seconds'].median():.1f}", f"{epochs['images_per_second'].median():.0f}"
+    run = RunFolder(folder)
+    record, epochs = run.record, list[dict[str, Any]]()
+    try:
+        epochs = run.epochs()[1:]
+    except LabError as error:
+        say_once(f"counts as missing: {error}")
+    pace, rate = _middle(epochs, "seconds", ".1f"), _middle(epochs, "images_per_second", ".0f")
     told = {key: None if record.get(key) is None else str(record[key]) for key in ("epochs", "device", "commit")}
     commit = told["commit"] and told["commit"][:12]
     return Training(folder.name, told["epochs"], pace, rate, number(record.get("seconds"), ".0f"), told["device"], commit)
+
+
+def _middle(epochs: Sequence[Mapping[str, Any]], key: str, form: str) -> str | None:
+    """The median of those epochs that have it."""
+    values = [row[key] for row in epochs if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+    return format(median(values), form) if values else None

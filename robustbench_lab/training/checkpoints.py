@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import Epoch
 from robustbench_lab.settings.images import NO_IMAGES, other_images, told
-from robustbench_lab.storage.files import write_bytes
+from robustbench_lab.storage.files import from_json, reading, write_bytes
+from robustbench_lab.storage.forms import misfit
+from robustbench_lab.storage.weights import REMEDY, metadata
 from robustbench_lab.training.state import State
 
+GROUPS = ("model", "best", "optimizers")  # of a training state: its tensors
 PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
+
+
+class Progress(TypedDict):
+    epoch: Epoch
+    history: list[dict[str, Any]]
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -43,16 +51,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, object
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Raises LabError, naming the file, when it is missing, truncated, damaged or of another kind."""
-    remedy = "delete it and train again, or train with force=true"
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["lab"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise LabError(f"{path} is damaged or not a file of this project ({error}); {remedy}") from error
-    if digest(tensors) != meta.get("digest"):
-        raise LabError(f"{path} is damaged: its contents do not match their digest; {remedy}")
-    return tensors, meta
+    meta = metadata(path)
+    with reading(path, REMEDY):
+        return load_file(path), meta
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path | str) -> None:
@@ -82,7 +83,7 @@ def save_state(path: Path, state: State, run: str, images: Mapping[str, str] = N
                 f"the weights {name!r} are not finite at the end of epoch {state.epoch}; the checkpoint of epoch {state.epoch - 1} is "
                 "kept; a lower training.optimizer.lr or training.precision=fp32 may help"
             )
-    groups = {f.name: getattr(state, f.name) for f in fields(state) if f.name in ("model", "best", "optimizers")}
+    groups = {name: getattr(state, name) for name in GROUPS}
     tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
     # A tensor like the others, so that the digest covers it: a flipped bit in the epoch would end at other weights without a word.
     progress = json.dumps({"epoch": state.epoch, "history": state.history}).encode()
@@ -96,10 +97,26 @@ def load_state(path: Path, run: str, images: Mapping[str, str] = NO_IMAGES) -> S
         raise LabError(f"{path} belongs to run {meta.get('run')}, not to {run}; delete it and train again")
     if (others := other_images(meta, images)) is not None:
         raise OfOtherImages(f"{path}: {others}")
-    if PROGRESS not in tensors:
-        raise LabError(f"{path} is no training state that this version reads; delete it and train again")
-    state = State(**json.loads(tensors.pop(PROGRESS).numpy().tobytes()))
-    for name, tensor in tensors.items():
-        group, _, key = name.partition("/")
-        getattr(state, group)[key] = tensor
+    try:
+        state = State(**_progress(tensors.pop(PROGRESS)))
+        for name, tensor in tensors.items():
+            group, _, key = name.partition("/")
+            if group not in GROUPS or not key:
+                raise ValueError(f"{name} belongs to nothing")
+            getattr(state, group)[key] = tensor
+    except (KeyError, ValueError) as error:
+        raise LabError(f"{path} is no training state that this version reads ({error}); delete it and train again") from error
     return state
+
+
+def _progress(tensor: Tensor) -> dict[str, Any]:
+    """Epoch and history. Raises ValueError where they are none."""
+    content = from_json(bytes(tensor.reshape(-1).to(torch.uint8).tolist()).decode())
+    problem = misfit(content, Progress)
+    if problem is None and len(content["history"]) != content["epoch"]:
+        problem = f"it tells of {len(content['history'])} epochs after epoch {content['epoch']}"
+    if problem is None and (more := sorted(content.keys() - Progress.__annotations__.keys())):
+        problem = f"it tells of {', '.join(more)}"
+    if problem is not None:
+        raise ValueError(problem)
+    return dict(content)

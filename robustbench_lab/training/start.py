@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Classifier, Defended
-from robustbench_lab.storage.files import file_digest
+from robustbench_lab.storage.files import file_digest, reading, there
 from robustbench_lab.training.checkpoints import load_weights
 from robustbench_lab.training.recipe import Recipe
 
@@ -37,14 +35,16 @@ def read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
     digest: of the whole file (storage.files.file_digest), where it is known. Raises LabError when the file is missing, damaged, another
     than the digest says, or no mapping of names to tensors.
     """
-    if not path.is_file():
+    if not there(path):
         raise LabError(f"training.weights: expected a file of weights, but there is no {path}")
     if digest is not None and (found := file_digest(path)) != digest:
         raise LabError(f"training.weights: {path} is another file than this run was named by: its digest is {found}, expected {digest}")
-    try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise LabError(f"training.weights: {path} is damaged, or holds more than tensors ({str(error).splitlines()[0]})") from error
+    with reading(path, "choose another file with training.weights"):
+        try:
+            tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes of two libraries
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise LabError(f"training.weights: {path} is damaged, or holds more than tensors ({reason})") from error
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -550,3 +550,27 @@ def test_compiling_without_a_compiler_names_the_key(lab, tiny, monkeypatch):
     assert "how to report it" not in ended.err
     assert "apt install g++" in ended.err
     assert "training.compile=false" in ended.err
+
+
+def test_a_job_that_had_nothing_left_to_do_is_not_lost(lab, outputs, small_table):
+    """The run is made again to the same weights; its evaluation counts then, and nothing is written."""
+    assert lab("reproduce").status == 0
+    (path,) = outputs.glob("runs/*/run.json")
+    path.write_bytes(path.read_bytes()[:-20])
+    ended = lab("reproduce")
+    assert ended.status == 0, ended.err
+    assert "ended with neither result nor error" not in ended.err
+    assert "1 missing" not in lab("reproduce", "--dry-run").out
+
+
+def test_finished_commands_take_away_what_a_kill_left(lab, outputs, small_table, tiny):
+    assert lab("reproduce").status == 0
+    (run,) = outputs.glob("runs/*")
+    (evaluation,) = run.glob("evaluate/*")
+    for command in (["train", *tiny], ["reproduce"], ["evaluate", *tiny, "attack=fgsm", "panel=none"]):
+        left = [run / "checkpoint.safetensors", outputs / "tables" / "paper" / ".small.md.4194999.partial"]
+        left += [evaluation / "outcome.partial.npz"]
+        for path in left:
+            path.write_bytes(b"left")
+        assert lab(*command).status == 0
+        assert [path.name for path in left if path.exists()] == ([left[1].name] if command[0] != "reproduce" else [])

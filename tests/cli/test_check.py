@@ -60,15 +60,21 @@ def test_another_panel_is_added_to_a_finished_evaluation(lab, trained, tiny, mon
     assert record_of(trained, "fgsm-white") == after
 
 
-def test_force_repeats_the_panel(lab, trained, tiny):
+def test_force_repeats_the_panel_and_a_damaged_one_is_named_and_made_anew(lab, trained, tiny):
     assert lab("check", *tiny, "panel=default", *small()).status == 0
     (path,) = (trained / "panel").glob("*.json")
-    path.write_text("{")
-    ended = lab("check", *tiny, "panel=default", *small())
-    assert ended.status == 2
-    assert "force=true" in ended.err
+    whole = json.loads(path.read_text())
+    for content in ("{", '{"schema": 1}', json.dumps({**whole, "ids": 3}), json.dumps({**whole, "eps": 1e308}), "[" * 100_000):
+        path.write_text(content)
+        ended = lab("check", *tiny, "panel=default", *small())
+        assert ended.status == 0
+        assert f"made anew: {path}" in ended.err
+        assert json.loads(path.read_text()) == whole
+    path.write_text(json.dumps({**whole, "run": "of before"}))
+    assert lab("check", *tiny, "panel=default", *small()).status == 0
+    assert json.loads(path.read_text())["run"] == "of before"
     assert lab("check", *tiny, "panel=default", *small(), "force=true").status == 0
-    assert json.loads(path.read_text())["n"] == 20
+    assert json.loads(path.read_text()) == whole
 
 
 def test_a_panel_that_fails_says_so_before_the_attack(lab, trained, tiny):

@@ -844,7 +844,7 @@ def test_other_damaged_files_are_named(cells, outputs, name):
 def test_examples_that_do_not_fit_are_named(cells, outputs):
     folder = fill(cells()[1], outputs, 9, 8)
     np.savez_compressed(folder / "examples.npz", x=np.zeros((2, 1, 8, 8), np.uint8), delta=np.zeros((3, 1, 8, 8), np.float16))
-    assert "examples.npz is damaged: expected index, x, delta" in page_of(outputs).words
+    assert "examples.npz is damaged: it lacks clean_prediction, index, label, prediction" in page_of(outputs).words
 
 
 def test_failed_jobs_are_listed(cells, outputs):

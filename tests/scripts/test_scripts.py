@@ -121,7 +121,7 @@ def figure_with_one_picture(written, monkeypatch, tmp_path) -> list[Path]:
     labels = np.arange(len(points)) % 2
     np.savez(folders[0] / "plane.npz", probability=x, points=points, labels=labels, extra=points, extra_labels=labels)
     for folder in folders:
-        np.savez(folder / "outcome.npz", robust=np.zeros(3))
+        fake_records.outcome(folder)
     return folders
 
 

@@ -1,16 +1,19 @@
 """Whether a run is finished and a record counts: one rule each, whoever asks."""
 
+import re
 import shutil
 
 import fake_records as fake
 import numpy as np
 import pytest
+import torch
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import evaluation_of, run_at_words
 from robustbench_lab.storage.files import read_json, write_json
 from robustbench_lab.storage.folders import Clash, Missing, OutputFolder
+from robustbench_lab.training.checkpoints import write_tensors
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def run(tmp_path):
 def evaluation(run, tmp_path):
     evaluation = evaluation_of(*compose("evaluate", []), [])
     folder = fake.evaluate(evaluation, tmp_path, 9, 5)
-    np.savez(folder / "outcome.npz", index=np.arange(10))
+    fake.outcome(folder)
     return evaluation
 
 
@@ -35,9 +38,8 @@ def digest(run) -> str:
 def test_a_run_without_its_weights_is_trained_and_of_no_use(run, tmp_path):
     assert run.at(tmp_path).trained
     assert not run.at(tmp_path).usable
-    run.at(tmp_path).weights.touch()
+    fake.train(run, tmp_path, model_digest=write_tensors(run.at(tmp_path).weights, {"weight": torch.ones(3)}, {}))
     assert run.at(tmp_path).usable
-    assert run.at(tmp_path).digest == digest(run)
     assert not run_at_words(["seed=1"]).at(tmp_path).trained
 
 
@@ -108,7 +110,7 @@ def test_a_packed_evaluation_reads_as_one_in_a_folder(run, evaluation, tmp_path)
     folder, digests = evaluation.at(tmp_path), {"run": digest(run)}
     record, outcome = folder.record(digests), folder.arrays("outcome.npz")
     pack = run.at(tmp_path).pack
-    pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": {"x": np.zeros(3)}})})
+    pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": fake.examples()})})
     pack.add({"other-0123abcd": (record, {"outcome.npz": {"index": np.arange(2)}})})
     shutil.rmtree(folder.path)
     again = evaluation.at(tmp_path)
@@ -122,7 +124,7 @@ def test_a_packed_evaluation_reads_as_one_in_a_folder(run, evaluation, tmp_path)
     with pytest.raises(LabError, match="speaks of other weights"):
         again.record({"run": "others"})
     lines = (run.folder(tmp_path) / "evaluations.jsonl").read_bytes()
-    run.at(tmp_path).pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": {"x": np.zeros(3)}})})
+    run.at(tmp_path).pack.add({folder.name: (record, {"outcome.npz": outcome, "examples.npz": fake.examples()})})
     assert (run.folder(tmp_path) / "evaluations.jsonl").read_bytes() == lines, "what is packed again is the same"
 
 
@@ -136,5 +138,8 @@ def test_a_folder_of_its_own_counts_before_what_is_packed(run, evaluation, tmp_p
 def test_a_damaged_pack_is_named_with_its_line(run, tmp_path, content):
     path = run.folder(tmp_path) / "evaluations.jsonl"
     path.write_text('{"name": "fine", "record": {"schema": 1}}\n' + content + "\n")
+    pack = run.at(tmp_path).pack
+    assert re.search(r"evaluations\.jsonl:2 is damaged", pack.problem)
+    assert list(pack.records) == ["fine"], "the other lines count"
     with pytest.raises(LabError, match=r"evaluations\.jsonl:2 is damaged"):
-        _ = run.at(tmp_path).evaluations()
+        pack.add({})

@@ -114,12 +114,24 @@ def test_json_that_is_not_there_is_named(tmp_path):
         read_json(tmp_path / "gone.json")
 
 
+ABOUT = {
+    "name": "a-run", "fingerprint": "0" * 8, "seed": 0, "model_digest": "d",
+    "choices": {"dataset": "digits", "backbone": "mlp", "defense": "standard", "training": "digits"},
+}  # fmt: skip
+RUN = {
+    "schema": 1, "fingerprint": "0" * 8, "model_digest": "d", "choices": ABOUT["choices"],
+    "config": {"dataset": {}, "backbone": {}, "defense": {}, "training": {"epochs": 3}, "seed": 0},
+}  # fmt: skip
+
+
 @pytest.fixture
 def record() -> dict:
     """9 of 10 right, 5 of 10 robust, as evaluate writes it."""
     return {
-        "schema": 1, "run": {"model_digest": "d"}, "n": 10, "clean_correct": 9, "robust_correct": 5, "clean_accuracy": 0.9,
-        "robust_accuracy": 0.5, "clean_interval": wilson_interval(9, 10), "robust_interval": wilson_interval(5, 10),
+        "schema": 1, "fingerprint": "1" * 8, "run": ABOUT, "source": None, "choices": {"attack": "fgsm", "threat_model": "white"},
+        "config": {"attack": {}, "budget": {"norm": "linf", "eps": 0.1}, "threat_model": {"sees": "defended"}}, "seconds": 1.5,
+        "warnings": [], "n": 10, "clean_correct": 9, "robust_correct": 5, "clean_accuracy": 0.9, "robust_accuracy": 0.5,
+        "clean_interval": wilson_interval(9, 10), "robust_interval": wilson_interval(5, 10),
     }  # fmt: skip
 
 
@@ -327,8 +339,8 @@ def test_a_lock_is_freed_by_an_error(tmp_path):
 
 
 def test_finished_runs_passes_over_damaged_ones(tmp_path):
-    sound = '{"schema": 1, "model_digest": "d", "config": {}, "n": %d}'
-    contents = {"b-2": sound % 2, "a-1": sound % 1, "c-3": "{", "d-4": None, "e-5": '{"schema": 1, "config": {}}'}
+    sound = {name: json.dumps({**RUN, "n": number}) for number, name in enumerate(("a-1", "b-2"), 1)}
+    contents = {**sound, "c-3": "{", "d-4": None, "e-5": '{"schema": 1, "config": {}}'}
     for name, content in contents.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)

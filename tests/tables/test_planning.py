@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_records as fake
 import pytest
+import torch
 
 from robustbench_lab.intervals import wilson_interval
 from robustbench_lab.settings.identity import run_at_words
@@ -14,6 +16,7 @@ from robustbench_lab.storage.records import MODEL_FILE, RUN_FILE
 from robustbench_lab.tables.cells import Cell, cells_of
 from robustbench_lab.tables.planning import Costs, Job, Plan, duration, estimate, plan_of
 from robustbench_lab.tables.reading import read_table
+from robustbench_lab.training.checkpoints import digest, write_tensors
 
 COLUMNS = [{"label": "clean", "metric": "clean_accuracy"}, {"label": "FGSM"}, {"label": "PGD", "overrides": ["attack=pgd"]}]
 
@@ -26,16 +29,24 @@ def cells(written: Callable[..., str], tmp_path: Path) -> Callable[..., list[Cel
 
 def train(cell: Cell, output_root: Path, seconds: float) -> None:
     run = cell.evaluation.run
-    content = {"schema": 1, "model_digest": run.fingerprint, "choices": run.choices, "config": run.config, "seconds": seconds}
+    content = {"schema": 1, "model_digest": model_digest(cell), "choices": run.choices, "config": run.config, "seconds": seconds}
     write_json(run.folder(output_root) / RUN_FILE, content)
-    (run.folder(output_root) / MODEL_FILE).touch()
+    write_tensors(run.folder(output_root) / MODEL_FILE, weights(cell), {})
+
+
+def weights(cell: Cell) -> dict[str, torch.Tensor]:
+    return {"seed": torch.tensor(cell.evaluation.run.config["seed"]), cell.evaluation.run.fingerprint: torch.zeros(1)}
+
+
+def model_digest(cell: Cell) -> str:
+    return digest(weights(cell))
 
 
 def attack(cell: Cell, output_root: Path, seconds: float) -> Path:
     run, evaluation = cell.evaluation.run, cell.evaluation
     record: dict[str, Any] = {
         "schema": 1, "fingerprint": evaluation.fingerprint, "choices": evaluation.choices, "config": evaluation.config, "source": None,
-        "seconds": seconds, "warnings": [], "n": 10, "run": {"choices": run.choices, "model_digest": run.fingerprint},
+        "seconds": seconds, "warnings": [], "n": 10, "run": fake.about(run) | {"model_digest": model_digest(cell)},
     }  # fmt: skip
     for kind in ("clean", "robust"):
         record |= {f"{kind}_correct": 5, f"{kind}_accuracy": 0.5, f"{kind}_interval": wilson_interval(5, 10)}

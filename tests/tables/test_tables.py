@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fake_records as fake
 import pytest
 
 from robustbench_lab.errors import LabError
@@ -48,7 +49,7 @@ def fill(cell: Cell, outputs: Path, clean: int, robust: int, n: int = 10, **more
     path = evaluation.folder(outputs) / "record.json"
     record = {
         "schema": 1, "fingerprint": evaluation.fingerprint, "source": None, "warnings": [], "seconds": 2.0, "n": n,
-        "run": {"name": run.name, "fingerprint": run.fingerprint, "model_digest": digest}, "config": evaluation.config,
+        "run": {**fake.about(run), "model_digest": digest}, "config": evaluation.config, "choices": evaluation.choices,
         "clean_correct": clean, "clean_accuracy": clean / n, "clean_interval": wilson_interval(clean, n),
         "robust_correct": robust, "robust_accuracy": robust / n, "robust_interval": wilson_interval(robust, n),
         "device": "a device", "commit": "abc", "platform": "a platform", "versions": {"torch": "2.9"},
@@ -239,7 +240,7 @@ def test_a_transfer_record_needs_the_source_it_was_made_with(written, outputs):
     source = cell.evaluation.source
     assert source is not None
     assert source.config["seed"] == 1
-    fill(cell, outputs, 9, 8, source={"model_digest": "theirs", "name": source.name})
+    fill(cell, outputs, 9, 8, source={**fake.about(source), "model_digest": "theirs"})
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "theirs", "config": source.config})
     assert pages(name, outputs)[1][0]["ours"] == "80"
     write_json(source.folder(outputs) / "run.json", {"schema": 1, "model_digest": "retrained", "config": source.config})

@@ -89,7 +89,7 @@ def fill(cell: Cell, outputs: Path, distances: list[list[float]]) -> None:
     for measurement, distance in zip(cell.measurements, distances, strict=True):
         fake_records.train(measurement.evaluation.run, outputs)
         folder = fake_records.evaluate(measurement.evaluation, outputs, 9, 0, 10)
-        np.savez(folder / OUTCOME_FILE, distance=np.array(distance))
+        fake_records.outcome(folder, distance)
 
 
 def test_a_figure_is_worked_out_from_another_row_and_column(written, tmp_path):
