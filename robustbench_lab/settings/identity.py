@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import check
+from robustbench_lab.errors import LabError, printable
+from robustbench_lab.knobs import check, require
 from robustbench_lab.settings.conf import compose, path_of, plain
 from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, merged_overrides, readable, train_overrides
 from robustbench_lab.storage.files import file_digest
@@ -202,6 +202,7 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
     named = {group: str(choices[group]) for group in RUN_GROUPS}
     config = plain(cfg, *RUN_GROUPS, "seed")
     if isinstance(path := config["dataset"].get("path"), str) and path:
+        require(printable(path) == path, "dataset.path", "a name that is text, in UTF-8; rename the folder", printable(path))
         config["dataset"]["path"] = within(plain(cfg, "data")["data"]["root"], path)
     if (file := config["training"].get("weights")) is not None:
         config["training"]["weights_digest"] = file_digest(_file(file, "training.weights"))

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, printable
 from robustbench_lab.storage.forms import misfit
 
 log = logging.getLogger("robustbench_lab")
@@ -199,7 +199,7 @@ def file_digest(path: Path) -> str:
 
 
 def to_json(content: object) -> str:
-    """JSON with non-finite numbers as strings ("inf", "nan"): every reader takes it."""
+    """JSON with non-finite numbers as strings ("inf", "nan"), and bytes that are no text told in letters: every reader takes it."""
     return json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -209,8 +209,10 @@ def to_json_line(content: object) -> str:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {printable(str(key)): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
@@ -219,7 +221,7 @@ def _plain(value: object) -> object:
 
 
 def write_json(path: Path, content: object) -> None:
-    write_text(path, to_json(content))  # to JSON's readers the number of a letter is that letter
+    write_text(path, to_json(content))
 
 
 def from_json(text: str) -> Any:

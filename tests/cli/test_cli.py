@@ -396,7 +396,15 @@ def test_the_first_images_alone(lab, trained, tiny):
 
 
 def test_points_in_the_plane_leave_what_was_learned_for_pictures(lab, outputs):
-    words = ["dataset=moons", "dataset.samples=50", "backbone=mlp_toy", "training=plane", "training.epochs=2", "defense=static_vat"]
+    words = [
+        "dataset=moons",
+        "dataset.samples=50",
+        "backbone=mlp_toy",
+        "training=plane",
+        "training.epochs=2",
+        "defense=static_vat",
+        "defense.budget.eps=0.1",
+    ]
     assert lab("train", *words).status == 0
     assert lab("evaluate", *words, "attack=fgsm", "budget=l2", "budget.eps=0.1", "panel=none").status == 0
     (path,) = (outputs / "runs").glob("*-static_vat-*/evaluate/*/plane.npz")

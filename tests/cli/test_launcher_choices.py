@@ -1,7 +1,5 @@
 """Launchers before any job of theirs runs: presets, what is refused, and when a job counts as finished."""
 
-import os
-
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
@@ -30,19 +28,15 @@ def test_a_dead_job_is_no_reason_not_to_wait_for_the_others(monkeypatch, launche
         getattr(owner, name)(3)
 
 
-def test_a_result_that_is_gone_or_older_than_the_command_does_not_count(tmp_path):
-    """An evaluation takes the record of other weights away before it starts: killed then, it has not finished."""
-    files = {name: tmp_path / name for name in ("new", "old", "renewed", "gone", "none")}
-    jobs = {name: Job("evaluate", name, [], file, frozenset(), name, False, None) for name, file in files.items()}
-    for name in ("old", "renewed", "gone"):
-        files[name].write_text("")
-        os.utime(files[name], (1, 1))
+def test_a_job_is_finished_when_its_result_counts_now(tmp_path):
+    """Whoever made it, and when: a run that was made again to the same weights has no newer file than it needs."""
+    counting = {"there"}
+    jobs = [Job("evaluate", name, [], tmp_path / name, frozenset(), name, False, None, lambda name=name: name in counting) for name in "ab"]
     cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "launcher": {"_target_": "basic"}}})
-    launches = Launches(cfg, None, None, list(jobs.values()))
-    files["new"].write_text("")
-    files["renewed"].write_text("")
-    files["gone"].unlink()
-    assert [name for name, job in jobs.items() if launches.finished(job)] == ["new", "renewed"]
+    launches = Launches(cfg, None, None)
+    assert [launches.finished(job) for job in jobs] == [False, False]
+    counting |= {"a"}
+    assert [launches.finished(job) for job in jobs] == [True, False]
 
 
 def test_what_launches_nothing_leaves_nothing(lab, small_table, outputs):

@@ -121,10 +121,10 @@ def test_a_partial_outcome_on_disk_has_them(data: ImageSet, tmp_path: Path) -> N
     for keeper in (again, other):
         keeper.begin(whole.evaluated)
     begun = Outcome.empty(outcome.ids)
-    assert job._partial(folder, "it", begun, Protocol(seed=0, batch_size=3, keepers=[again])) is not None
+    assert job._partial(folder, "it", begun, Protocol(seed=0, batch_size=3, keepers=[again]), {}) is not None
     for name, expected in whole.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], expected, err_msg=name)
-    assert job._partial(folder, "it", begun, Protocol(seed=0, batch_size=3, keepers=[other])) is None, "other images are kept now"
+    assert job._partial(folder, "it", begun, Protocol(seed=0, batch_size=3, keepers=[other]), {}) is None, "other images are kept now"
 
 
 def test_of_random_features_one_draw_that_disturbs_nothing_else(data: ImageSet) -> None:

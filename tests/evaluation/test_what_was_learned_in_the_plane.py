@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.datasets.base import Dataset, ImageSet
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.evaluation.keepers.plane import GRID, plane_of
 from robustbench_lab.models.defended import Defended
@@ -65,5 +65,5 @@ def test_the_toy_datasets_are_points_in_the_plane(tmp_path: Any) -> None:
     from robustbench_lab.settings.conf import compose, plain
 
     for name in ("circles", "moons"):
-        dataset = dataset_of(plain(compose("train", [f"dataset={name}"])[0], "dataset"))
+        dataset = dataset_of(plain(compose("train", [f"dataset={name}"])[0], "dataset"), Dataset)
         assert dataset.load("test", root=tmp_path, download=False, workers=0).shape == SHAPE
