@@ -173,7 +173,8 @@ def test_a_job_that_is_killed_each_time_is_listed_and_the_next_call_finishes_it(
     assert len(killed) == 2
     (folder,) = outputs.glob("runs/*-fm-*")
     listed = err.rpartition("1 jobs failed:\n")[2]
-    assert listed.startswith(f"- train {folder.name}\n")
+    assert listed.startswith("- python -m robustbench_lab train backbone=small_cnn ")
+    assert "ended with neither result nor error" in listed
     assert "was its process killed?" in listed
     assert "1 evaluations wait for runs that could not be trained" in err
     launched = err.count("\t#")
