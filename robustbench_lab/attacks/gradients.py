@@ -23,6 +23,21 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(dim=1) - true[:, 0]
 
 
+def half_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The best other logit minus half of the true one, [B].
+
+    For classifiers by the nearest of several points, whose logits are minus distances (FM). There the true logit's gradient is a unit
+    vector away from the label's point, in whatever direction the features happen to lie, as long as that towards the nearest other point:
+    in the margin it drowns the way to another class. Half of it is enough to leave. On a ResNet-20 of ours (quick/fm_readings) PGD-7 leaves
+    13.4 % of 500 images right with the margin, 4.4 % so. Cross-entropy at a temperature where the softmax rounds to 1 in float32, and the
+    true logit's part of the gradient to 0, does the same by chance: 4.2 %, and 13.4 % in float64.
+    Other classifiers have logits that may be shifted as a whole, which this loss minds: it is no loss for them.
+    """
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.amax(dim=1) - 0.5 * true[:, 0]
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """The difference of logits ratio, [B]: the margin over the distance from the largest to the third largest logit.
 
@@ -50,7 +65,13 @@ def kl_divergence(logits: Tensor, y: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), y, reduction="none").sum(dim=1)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "ce_scaled": scaled_cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "ce_scaled": scaled_cross_entropy,
+    "margin": margin,
+    "half_margin": half_margin,
+    "dlr": dlr,
+}
 
 
 def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
@@ -87,7 +108,7 @@ def each_logit_gradient(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[T
 class GradientAttack(Attack):
     """An attack that climbs a loss.
 
-    loss: ce, ce_scaled, margin, dlr, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
+    loss: ce, ce_scaled, margin, half_margin, dlr, own (the loss that the defense was trained with), or a function (logits, y) -> [B].
     labels: ground_truth, or predicted (the model's own predictions: no label leaking).
     eot_samples: forward passes whose gradients are averaged, for models with random output (EOT, Athalye et al. 2018).
     """

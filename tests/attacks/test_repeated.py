@@ -179,13 +179,18 @@ def test_the_papers_five_runs(built: Callable[..., Any]) -> None:
 
 def test_the_lists_of_losses(built: Callable[..., Any]) -> None:
     losses = {name: stage.loss for name, stage in built("attack", "pgd_fm_losses").stages()}
-    assert losses == {"own": "own", "ce": "ce", "ce_scaled": "ce_scaled", "margin": "margin"}
+    assert losses == {"own": "own", "ce": "ce", "ce_scaled": "ce_scaled", "margin": "margin", "half_margin": "half_margin"}
+    del losses["half_margin"]  # which is for distances
     names = [name for name, _ in built("attack", "strongest").stages()]
     assert names == [*losses, *(name for name, _ in built("attack", "autoattack").stages())]
     strongest = dict(built("attack", "strongest").stages())
     assert {name: strongest[name].loss for name in losses} == losses
     assert {(strongest[name].steps, strongest[name].random_start) for name in losses} == {(40, "uniform")}
     assert all(stage == built("attack", "autoattack").attacks[name] for name, stage in strongest.items() if name not in losses)
+    for_fm = dict(built("attack", "strongest_fm").stages())
+    assert list(for_fm) == ["own", "ce", "ce_scaled", "margin", "half_margin", *list(strongest)[4:]]
+    assert (for_fm["half_margin"].loss, for_fm.pop("half_margin").steps) == ("half_margin", 40)
+    assert for_fm == strongest
 
 
 def test_a_list_keeps_what_its_attacks_say_of_their_batch(built: Callable[..., Any]) -> None:
