@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from robustbench_lab.jobs import evaluate, tables, train
 from robustbench_lab.report.page import write_report
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
+from robustbench_lab.storage import records
 from robustbench_lab.storage.files import write_arrays
 from robustbench_lab.storage.folders import OutputFolder
 from robustbench_lab.storage.made import Made, content_of
@@ -223,6 +224,18 @@ def test_a_value_of_another_form_makes_its_file_a_missing_one(copied, caplog, na
     assert "skipped for" not in shown(copied), "it is made again"
     if name == "record.json":
         assert "-" not in figures(copied)
+
+
+@pytest.mark.parametrize(("name", "form"), [("run.json", "RunContent"), ("record.json", "RecordContent")])
+def test_what_a_file_may_leave_unsaid_is_shown_without(copied, name, form):
+    """As those from before a key was told."""
+    form = getattr(records, form)
+    optional = [key for key, hint in get_type_hints(form, include_extras=True).items() if get_origin(hint) is NotRequired]
+    assert "seconds" in optional
+    content = json.loads(copied.files[name].read_text())
+    copied.files[name].write_text(json.dumps({key: entry for key, entry in content.items() if key not in optional}))
+    assert ends(copied, "report", "tables", "plan") == {"report": "", "tables": "", "plan": ""}
+    assert "skipped for" not in shown(copied)
 
 
 def test_the_other_evaluations_of_a_run_are_shown(copied):
