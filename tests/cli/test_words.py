@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 POINTS = fuzz.POINTS
-TRIES = {"train": 60, "evaluate": 60, "check": 30, "tables": 30, "report": 30, "reproduce": 30}
+TRIES = {"train": 40, "evaluate": 40, "check": 20, "tables": 20, "report": 20, "reproduce": 20}
 
 
 @pytest.mark.parametrize("verb", TRIES)
