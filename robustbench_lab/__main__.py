@@ -22,7 +22,7 @@ from robustbench_lab.output import one_line, telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.settings.refusals import REFUSALS, refusal
-from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words
+from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words, options_first
 
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 
@@ -105,7 +105,7 @@ def command() -> None:
     if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
-    sys.argv = [f"robustbench_lab {verb}", *map(readable, arguments)]
+    sys.argv = [f"robustbench_lab {verb}", *map(readable, options_first(arguments))]
     check_environment()
     check_launcher(arguments)
     check_flags(arguments)

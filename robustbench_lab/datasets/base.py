@@ -160,6 +160,7 @@ class Dataset(Knobs, ABC):
     """
 
     name: ClassVar[str]
+    has_classes: ClassVar[int | None] = None  # how many, of one that is always the same
 
     classes: Annotated[int, at_least(2)]
     channels: Count
@@ -170,6 +171,8 @@ class Dataset(Knobs, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expected = f"{self.has_classes}, as {getattr(self, 'name', 'the dataset')} has"
+        require(self.has_classes in (None, self.classes), "classes", expected, self.classes)
         enough = self.train_size is None or self.train_size >= self.classes
         require(enough, "train_size", f"at least dataset.classes={self.classes}, one image a class", self.train_size)
 

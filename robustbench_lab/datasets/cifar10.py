@@ -21,6 +21,7 @@ class CIFAR10(Published):
     """uint8 [3, 32, 32], 50,000 for training and 10,000 for testing, from `cifar-10-batches-py` under the data root."""
 
     name: ClassVar[str] = "cifar10"
+    has_classes: ClassVar[int | None] = 10
 
     def _files(self, split: Split) -> Mapping[str, str | None]:
         known = torchvision_datasets().CIFAR10

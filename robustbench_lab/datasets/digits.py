@@ -25,6 +25,7 @@ class Digits(Dataset):
     """
 
     name: ClassVar[str] = "digits"
+    has_classes: ClassVar[int | None] = 10
 
     split_seed: Seed
     test_fraction: Annotated[float, above(0), below(1)]

@@ -29,6 +29,7 @@ class MNIST(Published):
     """
 
     name: ClassVar[str] = "mnist"
+    has_classes: ClassVar[int | None] = 10
 
     def _files(self, split: Split) -> Mapping[str, str | None]:
         names = [archive.removesuffix(".gz") for archive, _ in torchvision_datasets().MNIST.resources]

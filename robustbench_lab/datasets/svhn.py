@@ -22,6 +22,7 @@ class SVHN(Published):
     """uint8 [3, 32, 32], 73,257 for training and 26,032 for testing, from `<split>_32x32.mat` in the data root."""
 
     name: ClassVar[str] = "svhn"
+    has_classes: ClassVar[int | None] = 10
 
     def _files(self, split: Split) -> Mapping[str, str | None]:
         _, name, md5 = torchvision_datasets().SVHN.split_list[split]

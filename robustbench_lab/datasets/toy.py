@@ -51,6 +51,7 @@ class Circles(Plane):
     """A circle of radius 1 (label 0) around one of radius `factor` (label 1); pixels cover [-1.5, 1.5] on both axes."""
 
     name: ClassVar[str] = "circles"
+    has_classes: ClassVar[int | None] = 2
     centre: ClassVar[tuple[float, float]] = (0.0, 0.0)
     reach: ClassVar[float] = 1.5
 
@@ -67,6 +68,7 @@ class Moons(Plane):
     """Two interleaved half circles of radius 1; pixels cover [-1.5, 2.5] x [-1.75, 2.25]."""
 
     name: ClassVar[str] = "moons"
+    has_classes: ClassVar[int | None] = 2
     centre: ClassVar[tuple[float, float]] = (0.5, 0.25)
     reach: ClassVar[float] = 2.0
 

@@ -156,10 +156,15 @@ def _kinds(callee: Callable[..., Any]) -> Mapping[str, Any]:
 
 def _check_plain(key: str, value: Any, kind: Any) -> None:
     """A knob of a class that does not check its own: backbones check more than this, torch's optimisers take what they cannot use."""
+    if get_origin(kind) is tuple:
+        count = len(get_args(kind))
+        require(isinstance(value, list) and len(value) == count, key, f"a list of {count} numbers", value)
     if isinstance(value, list):
         for index, entry in enumerate(value):
             _check_plain(f"{key}[{index}]", entry, Any)
     elif isinstance(value, int | float) and kind is not bool:
         require(is_finite(value) and abs(value) <= LARGEST, key, "a number", value)
+    elif value is None:
+        require(kind is Any or type(None) in get_args(kind), key, "a value", value)
     elif kind in PLAIN:
         check(key, value, kind)

@@ -229,7 +229,7 @@ def _file(path: object, key: str) -> Path:
     except (OSError, ValueError) as error:  # no permission, or no name that a file could have
         raise LabError(f"{key}: expected a file, but {found} cannot be looked at ({error})") from error
     if not is_file:
-        raise LabError(f"{key}: expected a file, but there is no {found}")
+        raise LabError(f"{key}: expected a file, but {found} is none")
     return found
 
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, or none
-PATHS = ("output_root", "data.root", "training.weights", "+training.weights", "hydra.sweep.dir")
+PATHS = ("output_root", "data.root", "dataset.path", "training.weights", "+training.weights", "hydra.sweep.dir")
 PATH = re.compile(r"""(?!(?:null|true|false)$)(?!['"\[{])(?:(?!\$\{)[^,])+""", re.IGNORECASE)  # no list, sweep or interpolation
 OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run

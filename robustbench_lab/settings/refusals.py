@@ -33,7 +33,7 @@ def refusal(error: BaseException) -> str:
     if match := TAKEN.match(text):
         return f"{match['key']}: there is one already; leave the + out"
     if match := NO_KEY.match(text):
-        return f"{match['key'] or match['gone']}: there is no such key under these choices; --help lists them"
+        return f"{match['key'] or match['gone']}: there is no such key under these choices, or none for such a value; --help lists them"
     if key := getattr(error, "full_key", None):
         return f"{key}: {str(error).splitlines()[0]}"
     return text

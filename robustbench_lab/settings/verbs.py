@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
@@ -16,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.conf import CONF, choices, tables_folder
 from robustbench_lab.settings.overrides import LISTS, parsed
 from robustbench_lab.settings.refusals import refusal
 
@@ -32,8 +31,8 @@ VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
 HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
 HYDRAS_KEYS = ("hydra.launcher.", *HYDRAS_TEXTS)
-NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
-FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd")
+NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
+FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 
 
 @functools.cache
@@ -59,7 +58,6 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
     for other in VERBS:
         for name in itertools.chain(*groups_and_keys(other)):
             whose.setdefault(name, []).append(other)
-    more = [Path(folder) for folder in config_folders(arguments)]
     values = False  # of the flag before, which takes one
     for argument in arguments:
         if argument.startswith("-") or values:
@@ -77,7 +75,7 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
         elif verb not in whose.get(name, []):
             raise LabError(_not_of(verb, argument, name, whose))
         elif choices(word.key_or_group):
-            _check_choice(argument, word, more)
+            _check_choice(argument, word)
 
 
 def _not_of(verb: str, argument: str, name: str, whose: Mapping[str, Sequence[str]]) -> str:
@@ -89,13 +87,13 @@ def _not_of(verb: str, argument: str, name: str, whose: Mapping[str, Sequence[st
     return f"{argument}: {verb} has no group or key {name!r}; {remedy}`python -m robustbench_lab {verb} --help` lists them"
 
 
-def _check_choice(argument: str, word: Override, more: Sequence[Path]) -> None:
-    """Raises LabError unless each choice of a group that the word makes is there; more: folders of choices beside ours."""
+def _check_choice(argument: str, word: Override) -> None:
+    """Raises LabError unless each choice of a group that the word makes is there."""
     group, value = word.key_or_group, word.value()
     if word.type == OverrideType.DEL or isinstance(value, Glob):
         return
     several = list(value.list) if isinstance(value, ChoiceSweep) else [value]
-    known = {*choices(group), *(path.stem for folder in more for path in (folder / group).glob("*.yaml"))}
+    known = choices(group)
     for chosen in several:
         listed = chosen if isinstance(chosen, list) and (group in LISTS or word.package) else [chosen]
         for entry in listed:
@@ -136,14 +134,16 @@ def check_flags(arguments: Sequence[str]) -> None:
                     raise LabError(f"{argument}: {flag} is not taken here: a verb has its own config, and no file of another's is run")
 
 
-def config_folders(arguments: Sequence[str]) -> list[str]:
-    """What --config-dir names."""
-    found = []
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd") and (value or following):
-            found.append(value or following)
-    return found
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The same command as Hydra takes it, which wants its options, with their values, before or after all words."""
+    options: list[str] = []
+    words: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        (options if argument.startswith("-") else words).append(argument)
+        if argument in FLAGS_WITH_VALUES and (value := next(rest, None)) is not None:
+            options.append(value)
+    return [*options, *words]
 
 
 def check_environment() -> None:
@@ -153,6 +153,8 @@ def check_environment() -> None:
             raise LabError(f"{name}: no such environment variable is read; expected one of {', '.join(VARIABLES)}")
         if name in VARIABLES and not value.strip():
             raise LabError(f"{name}: expected a path, got an empty text; set it, or unset it for the usual place")
+    if not (folder := tables_folder()).is_dir():
+        raise LabError(f"ROBUSTBENCH_LAB_TABLES: expected a folder of tables, <paper>/<table>.yaml, but there is no {folder}")
 
 
 def groups_of(verb: str) -> str:

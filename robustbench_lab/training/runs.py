@@ -39,6 +39,8 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
     for field in fields(defense):
         if isinstance(budget := getattr(defense, field.name), Budget):
             check_budget(run, budget, f"defense.{field.name}")
+    if isinstance(length := getattr(defense, "eps", None), int | float):  # of a direction of its own: VAT's, in l2
+        check_budget(run, Budget("l2", length), "defense")
     seed = run.config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise LabError(f"seed: expected a whole number, got {seed!r}")
@@ -53,9 +55,12 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)
-    try:
-        recipe.optimizer(list(model.parameters()))  # torch checks its knobs only here
-    except (TypeError, ValueError) as error:
+    try:  # torch checks its knobs only here, and some in the first step
+        recipe.optimizer(list(model.parameters()))
+        number = torch.nn.Parameter(torch.zeros(1))
+        number.grad = torch.zeros(1)
+        recipe.optimizer([number]).step()
+    except Exception as error:
         raise LabError(f"training.optimizer: {error}, got {run.config['training']['optimizer']}") from error
     return dataset, model, defense, recipe
 

@@ -97,6 +97,9 @@ def test_no_word_runs_code(refused: Callable[..., str], tmp_path: Path, key: str
         ["-cn", "evaluate"],
         ["--config-path", "/tmp"],
         ["--config-n=x"],
+        ["--config-dir", "/tmp"],
+        ["--config-dir=/tmp", "hydra/job_logging=evil"],
+        ["-cd", "/tmp"],
     ],
 )
 def test_what_would_make_hydra_run_another_thing_is_no_word(refused: Callable[..., str], tmp_path: Path, words: list[str]) -> None:
@@ -140,6 +143,12 @@ def test_what_would_make_hydra_run_another_thing_is_no_word(refused: Callable[..
         ("train", "dataset.budget=3", "dataset.budget: expected a mapping"),
         ("train", "+dataset.budget.more=3", "dataset.budget: "),
         ("train", "backbone.channels=5", "backbone.channels: expected 2, as the dataset has, got 5"),
+        ("train", "training.optimizer.betas=[0.9]", "training.optimizer.betas: expected a list of 2 numbers, got [0.9]"),
+        ("train", "training.optimizer.betas=3", "training.optimizer.betas: expected a list of 2 numbers, got 3"),
+        ("train", "training.optimizer.lr=null", "training.optimizer.lr: expected a value, got None"),
+        ("train", "training.optimizer._target_=torch.optim.SparseAdam", "training.optimizer: "),
+        ("train", "training.optimizer._target_=torch.optim.LBFGS", "training.optimizer: "),
+        ("train", "dataset.classes=99999999", "dataset.classes: expected 2, as moons has, got 99999999"),
         ("train", "defense.teacher=[defense=nope]", "defense.teacher: there is no such key"),
         ("train", "training.start=[defense=nope]", "defense: expected one of "),
         ("evaluate", "attack.steps=${nope}", "attack.steps: "),
@@ -190,6 +199,7 @@ def test_a_choice_that_is_not_there_is_refused(refused: Callable[..., str], word
         ("ROBUSTBENCH_LAB_OUTPUT", "/tmp/x", "no such environment variable is read; expected one of ROBUSTBENCH_LAB_OUTPUTS, "),
         ("ROBUSTBENCH_LAB_PROFILE", "quick", "no such environment variable is read"),
         ("ROBUSTBENCH_LAB_DATA", " ", "expected a path, got an empty text"),
+        ("ROBUSTBENCH_LAB_TABLES", "/nowhere", "expected a folder of tables, <paper>/<table>.yaml, but there is no /nowhere"),
     ],
 )
 def test_a_variable_that_nothing_reads_is_refused(
@@ -199,7 +209,20 @@ def test_a_variable_that_nothing_reads_is_refused(
     assert refused("tables").startswith(f"{name}: {said}")
 
 
+def test_options_stand_anywhere(lab: Callable, outputs: Path) -> None:
+    assert lab("train", *POINTS, "--multirun", "seed=1,2").status == 0
+    assert len(list(outputs.glob("runs/*/run.json"))) == 2
+    assert "seed: 3" in lab("train", "seed=3", "--cfg", "job", "force=true").out
+
+
 # Paths
+
+
+@pytest.mark.parametrize("path", ["20241105", "~/im", "a b", "é=x", "it's", "[a]", "a#{b}"])
+def test_a_folder_of_images_may_have_any_name(refused: Callable[..., str], path: str) -> None:
+    message = refused("train", "dataset=image_folder", f"dataset.path={path}", "backbone=small_cnn")
+    assert message.startswith("dataset.path: ") or "image" in message
+    assert "key=value" not in message
 
 
 @pytest.mark.parametrize("name", ["20241105", "1_000", "1e5", "3.10", "007", "inf"])
@@ -243,6 +266,7 @@ def test_a_home_folder_in_the_environment(lab_in: Callable, tmp_path: Path, monk
         (["budget=l0", "attack=one_pixel", "budget.eps=65"], "budget", "64"),
         (["defense=static_adversarial_training", "defense.budget.eps=8"], "defense.budget", "1"),
         (["dataset.budget.eps=8"], "dataset.budget", "1"),
+        (["defense=vat", "defense.eps=8.1"], "defense", "8"),
     ],
 )
 def test_a_ball_in_grey_levels_is_refused(refused: Callable[..., str], words: list[str], key: str, farthest: str) -> None:

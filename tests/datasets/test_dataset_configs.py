@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from robustbench_lab.datasets.base import Dataset, ImageSet
+from robustbench_lab.datasets.digits import Digits
 from robustbench_lab.errors import LabError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "dataset").glob("*.yaml"))
@@ -154,7 +155,16 @@ def test_wrong_shape_is_named(make_dataset: Make, small_root: Path) -> None:
         load(make_dataset("digits", size=9), "train", small_root)
 
 
-def test_label_beyond_the_classes_is_named(make_dataset: Make, small_root: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "classes"), [("digits", 7), ("digits", 10**8), ("moons", 3), ("cifar10", 100), ("mnist", 2), ("svhn", 11)]
+)
+def test_other_classes_than_a_dataset_has_are_refused(make_dataset: Make, name: str, classes: int) -> None:
+    with pytest.raises(LabError, match=rf"classes: expected \d+, as {name} has, got {classes}"):
+        make_dataset(name, classes=classes)
+
+
+def test_label_beyond_the_classes_is_named(make_dataset: Make, small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Digits, "has_classes", None)
     with pytest.raises(LabError, match=r"'digits' has an image with label 7 .*dataset\.classes=7"):
         load(make_dataset("digits", classes=7), "train", small_root)
 
