@@ -119,8 +119,8 @@ def _check_hydras_own(argument: str, word: Override) -> None:
 def _plain_value(value: object) -> bool:
     if isinstance(value, dict):
         return all(str(key)[:1] not in ("_", "(") and _plain_value(entry) for key, entry in value.items())
-    if isinstance(value, list):
-        return all(map(_plain_value, value))
+    if isinstance(value, list | ChoiceSweep):
+        return all(map(_plain_value, value if isinstance(value, list) else value.list))
     return "${" not in str(value)
 
 

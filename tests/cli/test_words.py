@@ -83,6 +83,7 @@ def test_no_word_runs_code(refused: Callable[..., str], tmp_path: Path, key: str
         ["hydra.callbacks.failures._target_=os.system"],
         ["+hydra.launcher.more={_target_:os.system,command:'touch MARK'}"],
         ["hydra.launcher={_target_:os.system}"],
+        ["-m", "+hydra.launcher.more={a:{_target_:os.system,command:'touch MARK'}},1"],
         ["hydra.launcher._target_=os.system"],
         ["+defense.more={_target_:os.system,command:'touch MARK'}", "+hydra.launcher.more=${defense.more}"],
         ["+hydra.job_logging.handlers.more={'()':os.system,command:'touch MARK'}"],
