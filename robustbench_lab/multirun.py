@@ -32,7 +32,7 @@ log = logging.getLogger("robustbench_lab")
 
 _sweeps: list[Path] = []
 _unwritten: list[str] = []  # failures that left no error on disk
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|overflow", re.IGNORECASE)
 PLACES = ("device", "output_root", "data.", "batch_size")  # words that say where a job runs, and nothing about its result
 
 
@@ -83,10 +83,12 @@ def enough_memory() -> Iterator[None]:
     """Says what takes memory where there was not enough."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        remedy = "fewer images at a time (training.batch_size, batch_size), a smaller network or a larger machine"
+        remedy = (
+            "fewer images at a time (training.batch_size, batch_size), smaller ones (dataset.size), a smaller network or a larger machine"
+        )
         reason = (str(error) or "there is no more").splitlines()[0]
         raise LabError(f"out of memory: {reason}; what helps: {remedy}") from error
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import Count, Knobs, Seed, at_least, require
+from robustbench_lab.knobs import Count, Knobs, Seed, at_least, at_most, require
 
 Split = Literal["train", "test"]
 
@@ -163,8 +163,8 @@ class Dataset(Knobs, ABC):
     has_classes: ClassVar[int | None] = None  # how many, of one that is always the same
 
     classes: Annotated[int, at_least(2)]
-    channels: Count
-    size: Count
+    channels: Annotated[int, at_least(1), at_most(1000)]
+    size: Annotated[int, at_least(1), at_most(50_000)]
     train_size: Count | None
     test_size: Count | None
     subset_seed: Seed

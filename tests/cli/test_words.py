@@ -182,8 +182,17 @@ def test_a_launchers_own_refusal_is_one_line(lab: Callable) -> None:
     assert "Traceback" not in ended.err
 
 
-def test_too_large_a_network_says_that_there_is_no_memory(refused: Callable[..., str]) -> None:
-    assert "out of memory: " in refused("train", "backbone=resnet20", "backbone.width=100000")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["backbone=resnet20", "backbone.width=100000"], "out of memory: "),
+        (["backbone=resnet20", "backbone.width=100000000000000000000"], "out of memory: "),
+        ([*POINTS, "dataset.size=259631145818"], "dataset.size: expected a whole number >= 1 and <= 50000, got 259631145818"),
+    ],
+    ids=["memory", "counting", "size"],
+)
+def test_what_is_too_large_is_no_traceback(refused: Callable[..., str], words: list[str], said: str) -> None:
+    assert refused("train", *words).startswith(said)
 
 
 # Words that nothing reads
