@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.multirun import lost
@@ -27,6 +25,7 @@ from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of
 from robustbench_lab.settings.images import Images
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.overrides import quoted
+from robustbench_lab.settings.refusals import REFUSALS
 from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.folders import RunFolder
 from robustbench_lab.storage.made import Made, content_of
@@ -185,7 +184,7 @@ class Launches:
             try:
                 launcher.launch(words, initial_job_idx=first)
             except Exception as error:  # a launcher gives up when one of its workers dies
-                problem, refusal = _first_line(error), isinstance(error, HydraException | OmegaConfBaseException)
+                problem, refusal = _first_line(error), isinstance(error, REFUSALS)
         dead: list[Job] = []
         untried: list[Job] = []
         for job, folder in zip(jobs, (self.folder / str(number) for number in range(first, self.started)), strict=True):
