@@ -2,7 +2,8 @@
 
 Source: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, Algorithm 2 (l2) and section 3.3 (other norms). As in the authors' Python code
 (LTS4/DeepFool) and Foolbox, the steps add up to one perturbation, and the model is asked at x + (1 + overshoot) times that sum: what is
-returned is what was seen to cross. Algorithm 2 asks at x + the sum and stretches it once, at the end, as ART does.
+returned is what was seen to cross. Algorithm 2 asks at x + the sum and stretches it once, at the end, as ART does. Where the model is
+linearised is a choice (`linearise_at`): where it was asked, or, as in Algorithm 2 and in the authors' code, at x + the sum.
 Where we differ: each step goes further by NUDGE (Foolbox: 1e-4), so that it crosses without an overshoot, too. The sum is cut by the pixel
 box only where the model is asked, as in Foolbox: for a linear model the cut sum leads to the nearest point of the box, which steps that are
 cut one by one (ART) miss.
@@ -12,6 +13,7 @@ Limits: it stops at the first boundary that it crosses, which need not be the ne
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -35,6 +37,7 @@ class DeepFool(Attack):
     candidates: classes whose boundaries count, the likeliest of the clean image and its own among them; with fewer classes, all of them.
     overshoot: by which share the sum of the steps is stretched.
     labels: ground_truth (away from y; an image that is misclassified as it is stays as it is), or predicted (away from the prediction).
+    linearise_at: sum (x + the sum of the steps, which the box cuts only at the end), or asked (where it was asked; null is the same).
 
     An image that never crosses keeps its last point, as in the authors' code: the norm of the sum is what DeepFool reports of an image.
     """
@@ -45,53 +48,107 @@ class DeepFool(Attack):
     candidates: Annotated[int, at_least(2), "the image's own class and another"]
     overshoot: NotNegative
     labels: Literal["ground_truth", "predicted"]
+    linearise_at: Literal["sum", "asked"] | None = None
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, rng: ImageRandom) -> Tensor:
         away_from = y if self.labels == "ground_truth" else None
-        return budget.project(deepfool(model, x, away_from, budget.norm, self.steps, self.candidates, self.overshoot), x)
+        search = walked if self.linearise_at == "sum" else deepfool
+        return budget.project(search(model, x, away_from, budget.norm, self.steps, self.candidates, self.overshoot), x)
 
 
-def deepfool(
-    model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: int, candidates: int, overshoot: float, create_graph: bool = False
-) -> Tensor:
+def deepfool(model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: int, candidates: int, overshoot: float) -> Tensor:
     """Where the search of `DeepFool` ends, [B, C, H, W] in the pixel box: at the point where each image was first seen to have another
     class than y (None: than the model's prediction), or where its last step led.
 
-    x [B, C, H, W] is a constant; the model is taken as it is, in whatever mode. create_graph: keep the graph of all steps, so that the
-    result can be differentiated by the model's parameters, as Deep Defense does (Yan et al. 2018, arXiv:1803.00404, section 3.2): through
-    the logits, their gradients and the points at which they were taken. Which boundary is nearest and when an image leaves are constants
-    there. Memory is then that of one forward pass and one backward pass a step, whatever `candidates`.
+    x [B, C, H, W] is a constant; the model is taken as it is, in whatever mode.
     """
     x = x.detach()
     box, result = Budget(norm, math.inf), x.clone()
     todo, total = torch.arange(len(x), device=x.device), torch.zeros_like(x)
-    point, logits = _asked(model, x, create_graph)
+    point, logits = _asked(model, x)
     y = logits.argmax(dim=1) if y is None else y
     goals = rivals(logits.detach(), y, candidates - 1)
     for _ in range(steps):
         crossed = is_wrong(logits, y)
-        result = result.index_copy(0, todo[crossed], _kept(point, create_graph)[crossed])
+        result = result.index_copy(0, todo[crossed], point.detach()[crossed])
         if goals.shape[1] * crossed.sum() > (~crossed).sum():  # cheaper: a pass of the others alone than all backward passes of all
             todo, x, y, goals, total, point = rows(~crossed, todo, x, y, goals, total, point)
             if not len(todo):
                 break
-            point, logits = _asked(model, point, create_graph)
+            point, logits = _asked(model, point)
             crossed = torch.zeros_like(y, dtype=torch.bool)
-        total = total + _step(point, logits, y, goals, box, create_graph)
+        total = total + _step(point, logits, y, goals, box, NUDGE)
         if crossed.any():
             todo, x, y, goals, total = rows(~crossed, todo, x, y, goals, total)
-        point, logits = _asked(model, box.project(x + (1 + overshoot) * total, x), create_graph)
-    return result.index_copy(0, todo, _kept(point, create_graph))
+        point, logits = _asked(model, box.project(x + (1 + overshoot) * total, x))
+    return result.index_copy(0, todo, point.detach())
 
 
-def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget, create_graph: bool) -> Tensor:
-    """The shortest step onto the nearest linearised boundary, and NUDGE further; [B, C, H, W].
+def walked(model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: int, candidates: int, overshoot: float) -> Tensor:
+    """The same with the model linearised at x + the sum of the steps: x + `perturbation`, cut by the pixel box at the end alone."""
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(dim=1) if y is None else y
+    away = torch.nonzero(~is_wrong(logits, y))[:, 0]
+    delta = perturbation(lambda point, rows: model(point), x[away], y[away], norm, steps, candidates, overshoot)
+    return Budget(norm, math.inf).project(x.detach().index_add(0, away, delta), x)
+
+
+def perturbation(
+    model: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    steps: int,
+    candidates: int,
+    overshoot: float,
+    towards: bool = False,
+    create_graph: bool = False,
+    through_steps: bool = True,
+) -> Tensor:
+    """DeepFool's perturbation, [B, C, H, W], which no box cuts: 1 + overshoot times the sum r of the steps, each the shortest one to the
+    nearest boundary of the model linearised at x + r; an image leaves once its prediction at x + (1 + overshoot) r has crossed.
+
+    model: points [M, C, H, W] and, int64 [M], which images they are of, to logits [M, K]. x is a constant.
+    y int64 [B]: the class that each image has, and leaves; the rivals are the `candidates` - 1 that are likeliest at x. With `towards`: the
+    class that each image has not, and goes to, from whatever class the model gives it at each step.
+    create_graph: keep the graph of all steps, so that the result can be differentiated by the model's parameters, as Deep Defense does (Yan
+    et al. 2018, arXiv:1803.00404, section 3.2): through the logits, their gradients and, unless `through_steps` is false, the points at
+    which they were taken. Which boundary is nearest and when an image leaves are constants there. The rivals' gradients are taken without a
+    graph, one after another, and that of the nearest once more with it: memory is that of a forward and a backward pass a step, whatever
+    `candidates`.
+    """
+    x = x.detach()
+    box, todo, total = Budget(norm, math.inf), torch.arange(len(x), device=x.device), torch.zeros_like(x)
+    goals = y[:, None]
+    for number in range(steps if len(x) else 0):
+        point = x[todo] + total[todo]
+        if not (create_graph and through_steps and number):
+            point = point.detach().requires_grad_()
+        logits = model(point, todo)
+        if number == 0 and not towards:
+            goals = rivals(logits.detach(), y, candidates - 1)
+        leaving = logits.argmax(dim=1) if towards else y[todo]
+        total = total.index_add(0, todo, _step(point, logits, leaving, goals[todo], box, 0.0, create_graph))
+        if number + 1 < steps:
+            with torch.no_grad():
+                elsewhere = is_wrong(model(x[todo] + (1 + overshoot) * total[todo], todo), y[todo])
+            todo = todo[elsewhere if towards else ~elsewhere]
+            if not len(todo):
+                break
+    return (1 + overshoot) * total
+
+
+def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget, nudge: float, create_graph: bool = False) -> Tensor:
+    """The shortest step onto the nearest linearised boundary, and `nudge` further; [B, C, H, W].
 
     One backward pass for each goal [B, M]: that of its logit less the label's; with a graph, one more for the nearest alone.
     """
     ahead = logits.gather(1, goals) - logits.gather(1, y[:, None])
     nearest, best, chosen = ahead.new_full((len(y),), math.inf), torch.zeros_like(point), torch.zeros_like(y)
     for j, difference in enumerate(ahead.unbind(dim=1)):
+        if create_graph and goals.shape[1] == 1:
+            break  # there is nothing to choose
         gradient = torch.autograd.grad(difference.sum(), point, retain_graph=create_graph or j + 1 < goals.shape[1])[0]
         distance = _distance(difference.detach(), gradient, box)
         nearer = ~(distance >= nearest)  # a distance that is NaN counts as nearer: the caller must see it
@@ -102,7 +159,7 @@ def _step(point: Tensor, logits: Tensor, y: Tensor, goals: Tensor, box: Budget, 
         difference = ahead.gather(1, chosen[:, None])[:, 0]
         best = torch.autograd.grad(difference.sum(), point, create_graph=True)[0]
         nearest = _distance(difference, best, box)
-    return box.steepest(best) * per_image(nearest + NUDGE, point)
+    return box.steepest(best) * per_image(nearest + nudge, point)
 
 
 def _distance(difference: Tensor, gradient: Tensor, box: Budget) -> Tensor:
@@ -111,12 +168,7 @@ def _distance(difference: Tensor, gradient: Tensor, box: Budget) -> Tensor:
     return difference.abs() / slope.clamp(min=1e-12)
 
 
-def _asked(model: nn.Module, x: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """x, as a leaf of the graph unless it is to be kept, and the logits there: the pass that shows what has crossed is the one that is
-    differentiated."""
-    x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x as a leaf of the graph, and the logits there: the pass that shows what has crossed is the one that is differentiated."""
+    x = x.detach().requires_grad_()
     return x, model(x)
-
-
-def _kept(point: Tensor, create_graph: bool) -> Tensor:
-    return point if create_graph else point.detach()

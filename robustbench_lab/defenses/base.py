@@ -76,8 +76,16 @@ class Defense(Knobs):
         """How many times an epoch visits each image; `batch.copy` says which visit it is."""
         return 1
 
+    @property
+    def learns_originals(self) -> bool:
+        """Whether training has its own images beside the `extra_images`."""
+        return True
+
     def check_epochs(self, epochs: int) -> None:
         """Before each training: stop if it would end before the defense has begun. Raises LabError, naming both keys."""
+
+    def check_passes(self, precision: str, compiled: bool) -> None:
+        """Before each training: stop if its passes cannot be made so (Recipe's precision and compile). Raises LabError, naming the key."""
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call."""

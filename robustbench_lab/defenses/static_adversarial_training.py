@@ -23,7 +23,17 @@ AT_ONCE = 250  # images attacked at a time
 
 @dataclass(frozen=True, kw_only=True)
 class StaticAdversarialTraining(Taught, AdversarialDefense):
-    """Cross-entropy on the training images and on one adversarial example of each, the same in every epoch."""
+    """Cross-entropy on the training images and on one adversarial example of each, the same in every epoch.
+
+    examples_alone: true for the examples without the originals, as in the DeepFool paper's fine-tuning (arXiv:1511.04599, section 4.2);
+    null, or false, for both.
+    """
+
+    examples_alone: bool | None = None
+
+    @property
+    def learns_originals(self) -> bool:
+        return not self.examples_alone
 
     def extra_images(self, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet:
         assert teacher is not None, "a Taught defense is given the run that it names"

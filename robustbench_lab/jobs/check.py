@@ -11,6 +11,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.look import Look
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import signs
+from robustbench_lab.models.network_space import as_shown, look_at_pixels
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import run_of
@@ -50,7 +51,9 @@ def main(cfg: DictConfig) -> None:
         raise LabError("panel.images: expected at least 1 for the verb check, got 0; use panel=full or panel=default")
     device = device_of(cfg.device)
     dataset, defended, _ = load_run(run, output_root, device)
-    data = load_split(dataset, "test", where).to(device)
+    if cfg.dataset.get("space") == "pixels":
+        look_at_pixels(defended)
+    data = as_shown(defended, load_split(dataset, "test", where).to(device))
     facts = look.facts(defended, data, protocol, run.at(output_root), bool(cfg.force), images.of_split(run, "test"))
     print(f"{run.name}: {look.ball.norm} {look.ball.eps:.4g}, n = {facts['n']}\n")
     print(f"  {'clean':<24}{100 * facts['clean_accuracy']:7.2f} %")

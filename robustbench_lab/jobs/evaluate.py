@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack, is_random
 from robustbench_lab.datasets.base import Dataset, ImageSet
@@ -30,6 +30,7 @@ from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Queries, attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
 from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.network_space import as_shown, look_at_pixels, network_space
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
@@ -100,13 +101,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The models and images of an evaluation, on its device."""
+    """The models and images of an evaluation, on its device: `pixels` as they are read, `test` as the models take them."""
 
     dataset: Dataset
     defended: Defended
     defense: Defense
     source: Defended | None
     view: nn.Module
+    pixels: ImageSet
     test: ImageSet
     device: torch.device
 
@@ -120,8 +122,17 @@ class Loaded:
         if evaluation.source is not None:
             same = evaluation.source.fingerprint == evaluation.run.fingerprint  # the twin of an undefended run is that run
             source = defended if same else load_run(evaluation.source, asked.output_root, device)[1]
+        if evaluation.config.get("space") == "pixels":
+            for model in (defended, source):
+                if model is not None:
+                    look_at_pixels(model)
         view = attacker_view(asked.threat_model, defended, source, undefended=type(defense) is Defense)
-        return cls(dataset, defended, defense, source, view, load_split(dataset, "test", asked.data).to(device), device)
+        pixels = load_split(dataset, "test", asked.data).to(device)
+        return cls(dataset, defended, defense, source, view, pixels, as_shown(defended, pixels), device)
+
+    def train(self, data: Mapping[str, Any]) -> ImageSet:
+        """The training images, as the model takes them."""
+        return as_shown(self.defended, load_split(self.dataset, "train", data).to(self.device))
 
 
 def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
@@ -183,8 +194,7 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
         data = data.subset(torch.arange(min(first, len(data))))
     protocol = asked.protocol
     if any(measure.needs_train for measure in protocol.measures.values()):
-        train = load_split(loaded.dataset, "train", asked.data).to(loaded.device).in_memory().images
-        protocol = replace(protocol, train=train)
+        protocol = replace(protocol, train=loaded.train(asked.data).in_memory().images)
     for keeper in protocol.keepers:
         keeper.begin(_evaluated(asked, loaded, data))
     mark = " ".join([evaluation.fingerprint, *asked.digests.values(), *names, *protocol.measures])  # rows are in their order
@@ -228,13 +238,21 @@ def _evaluated(asked: Asked, loaded: Loaded, data: ImageSet) -> Evaluated:
     run = asked.evaluation.run
 
     def train() -> ImageSet:
-        whole = load_split(loaded.dataset, "train", asked.data).to(loaded.device)
+        whole = loaded.train(asked.data)
         return whole.subset(split_validation(len(whole), run.config["training"]["validation"])[0])
 
     def teacher() -> Defended | None:
         return None if run.teacher is None else load_run(run.teacher, asked.output_root, loaded.device)[1]
 
-    return Evaluated(loaded.defended, loaded.defense, data, asked.protocol.seed, train, teacher, run.config["seed"])
+    def pictures(x: Tensor, ids: Tensor) -> Tensor:
+        space = network_space(loaded.defended)
+        if space is None:
+            return x
+        rows = torch.cat([torch.nonzero(loaded.pixels.ids == one)[:, 0] for one in ids])
+        of, _, _ = next(loaded.pixels.batches(rows, len(rows)))
+        return space.pixels(x, of)
+
+    return Evaluated(loaded.defended, loaded.defense, data, asked.protocol.seed, train, teacher, run.config["seed"], pictures)
 
 
 def _crafted(asked: Asked, loaded: Loaded, data: ImageSet) -> Crafted | None:

@@ -54,6 +54,7 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
         return folder.path
     dataset, model, defense, recipe = objects(run)  # a wrong knob stops here, before anything is written
     defense.check_epochs(recipe.epochs)
+    defense.check_passes(recipe.precision, recipe.compile)
     device = device_of(cfg.device)
     train_data = load_split(dataset, "train", data)
     teacher = None

@@ -29,6 +29,11 @@ class FirstLayer(nn.Module):
     def check(self, shape: Sequence[int]) -> None:
         """Stop if images of this shape, [C, H, W], are not what it was made for. Raises LabError."""
 
+    def inverse(self, fed: Tensor, of: Tensor) -> Tensor:
+        """The images [B, C, H, W], in the pixel range and beyond, of which the backbone would be fed `fed`; of: images in [0, 1], whose
+        own statistics count where a layer looks at those of each image."""
+        return fed
+
     def forward(self, x: Tensor) -> Tensor:
         return x
 
@@ -55,6 +60,9 @@ class Normalise(FirstLayer):
         require(
             channels == shape[0], "dataset.normalise.mean", f"{shape[0]} numbers, as dataset.channels says", self.mean.flatten().tolist()
         )
+
+    def inverse(self, fed: Tensor, of: Tensor) -> Tensor:
+        return self.mean + (fed if self.std is None else fed * self.std)
 
     def forward(self, x: Tensor) -> Tensor:
         return x - self.mean if self.std is None else (x - self.mean) / self.std
@@ -88,6 +96,9 @@ class MeanImage(FirstLayer):
 
     def check(self, shape: Sequence[int]) -> None:
         require(self.mean.shape[1:] == tuple(shape), "dataset.normalise", f"images of shape {list(shape)}", list(self.mean.shape[1:]))
+
+    def inverse(self, fed: Tensor, of: Tensor) -> Tensor:
+        return self.mean + fed / self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) * self.scale
@@ -138,11 +149,22 @@ class Whitening(MeanImage):
         flat = super().forward(x).flatten(1)
         return flat - flat.mean(dim=1, keepdim=True)
 
-    def _equalised(self, x: Tensor) -> Tensor:
-        flat = self._centred(x)
+    def _contrast_of(self, flat: Tensor) -> Tensor:
+        """max(n, smallest_contrast) of centred images [B, N], [B, 1]."""
         squares = flat.square().sum(dim=1, keepdim=True) / (flat.shape[1] - 1)
         # The root of what is above the bound alone: at 0, in an image of one grey, it has no slope.
-        return flat * self.contrast / squares.clamp(min=max(self.smallest_contrast, 1e-6) ** 2).sqrt()
+        return squares.clamp(min=max(self.smallest_contrast, 1e-6) ** 2).sqrt()
+
+    def _equalised(self, x: Tensor) -> Tensor:
+        flat = self._centred(x)
+        return flat * self.contrast / self._contrast_of(flat)
+
+    def inverse(self, fed: Tensor, of: Tensor) -> Tensor:
+        own = super().forward(of).flatten(1)
+        mean = own.mean(dim=1, keepdim=True)
+        z = torch.linalg.solve(self.matrix.double(), fed.flatten(1).double().T).T  # the matrix is symmetric
+        x = z.to(fed.dtype) * self._contrast_of(own - mean) / self.contrast + mean
+        return super().inverse(x.view_as(fed), of)
 
     def forward(self, x: Tensor) -> Tensor:
         return (self._equalised(x) @ self.matrix).view_as(x)

@@ -35,8 +35,10 @@ def build(node: object, key: str, kind: Any) -> Any:
 
 
 def dataset_of(config: Mapping[str, Any], kind: Any) -> Any:
-    """The dataset object of a resolved run: how its images are read. `budget` is for others to refer to, `normalise` the model's."""
-    return build({name: entry for name, entry in config["dataset"].items() if name not in ("budget", "normalise")}, "dataset", kind)
+    """The dataset object of a resolved run: how its images are read. `budget` is for others to refer to, `normalise` the model's, and
+    `space` the evaluation's."""
+    own = {name: entry for name, entry in config["dataset"].items() if name not in ("budget", "normalise", "space")}
+    return build(own, "dataset", kind)
 
 
 def named(target: object, key: str) -> Callable[..., Any]:

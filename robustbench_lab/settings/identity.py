@@ -23,7 +23,7 @@ from robustbench_lab.storage.image_files import within
 from robustbench_lab.storage.records import RUN_FILE
 
 # They change no weight, or, a teacher's words, are said better by its content.
-NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "in_memory_limit"), ("defense", "teacher")}
+NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "space"), ("dataset", "in_memory_limit"), ("defense", "teacher")}
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
 OF_RANDOM_OUTPUT = ("verdict_draws", "eot_samples")  # of these, what changes nothing where no output is random
 ON_REQUEST = ("attack_misclassified", "test_first", "without_noise")  # the same; what is not asked for is not in the name
@@ -271,7 +271,12 @@ def said(config: Mapping[str, Any], group: str, key: str) -> Any:
 def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     """Everything of an evaluation but the run: attack, budget, threat model, HOW, test_size and what is asked for, resolved."""
     config = plain(cfg, "attack", "budget", "threat_model", *HOW)
-    config["test_size"] = said(plain(cfg, "dataset"), "dataset", "test_size")
+    dataset = plain(cfg, "dataset")
+    config["test_size"] = said(dataset, "dataset", "test_size")
+    space = dataset["dataset"].get("space")
+    require(space in (None, "network", "pixels"), "dataset.space", "network or pixels", space)
+    if space == "pixels":  # the space that such a run is trained in needs no word
+        config["space"] = space
     asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
     return config | asked | plain(cfg, *(group for group in LISTS if group in cfg))
 

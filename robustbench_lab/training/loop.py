@@ -18,6 +18,7 @@ from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
+from robustbench_lab.models.network_space import as_shown
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
@@ -47,20 +48,24 @@ def fit(
     Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
     """
     train, validation = split_validation(len(train_data), recipe.validation)
-    own = _chosen(train_data, train)
     if teacher is not None:
         teacher.eval().requires_grad_(False)
+    if state is not None:
+        model.load_state_dict(state.model)
+    else:
+        if recipe.start is None:  # else that run's are its own
+            learn_statistics(model, _chosen(train_data, train), seed)
+        begin(model, recipe, teacher)
+    train_data = as_shown(model, train_data)
+    own = _chosen(train_data, train)
     if (extra := defense.extra_images(teacher, own, seed)) is not None:
-        train = torch.cat([train, torch.arange(len(extra)) + len(train_data)])
+        added = torch.arange(len(extra)) + len(train_data)
+        train = torch.cat([train, added]) if defense.learns_originals else added
         train_data = train_data.followed_by(extra)
+    del own  # a copy where images are held out
     if state is None:
         state = State()
-        learn_statistics(model, own, seed)
-        begin(model, recipe, teacher)
         defense.prepare(model, _chosen(train_data, train), teacher)
-    else:
-        model.load_state_dict(state.model)
-    del own  # a copy where images are held out
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)
     if recipe.compile:

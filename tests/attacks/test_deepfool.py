@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lab.attacks.deepfool import deepfool
+from robustbench_lab.attacks.deepfool import DeepFool, perturbation
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.views import Counted
@@ -258,19 +258,23 @@ def smooth_net() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_what_is_found_can_be_differentiated_by_the_weights(norm: str) -> None:
+@pytest.mark.parametrize("towards", [False, True])
+def test_what_is_found_can_be_differentiated_by_the_weights(norm: str, towards: bool) -> None:
     """Through all steps; against central differences. Some images leave after one step, others after several."""
     net, x = smooth_net(), 0.2 + 0.6 * torch.rand(40, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = net(x).argmax(1)
+    y = (y + 1) % 3 if towards else y
+
+    def found(steps: int, create_graph: bool = False) -> Tensor:
+        ask = lambda points, rows: net(points)  # noqa: E731
+        return perturbation(ask, x, y, norm, steps, 3, 0.02, towards=towards, create_graph=create_graph)
 
     def lengths(create_graph: bool) -> Tensor:
-        found = deepfool(net, x, y, norm, steps=3, candidates=3, overshoot=0.02, create_graph=create_graph)
-        return (found - x).flatten(1).norm(dim=1)
+        return found(3, create_graph).flatten(1).norm(dim=1)
 
-    one, three = (deepfool(net, x, y, norm, steps=steps, candidates=3, overshoot=0.02) for steps in (1, 3))
-    assert 0 < int((one != three).flatten(1).any(dim=1).sum()) < 40, "some images take a second step, some do not"
+    assert 0 < int((found(1) != found(3)).flatten(1).any(dim=1).sum()) < 40, "some images take a second step, some do not"
     assert not lengths(False).requires_grad
-    assert torch.equal(lengths(False), lengths(True).detach())
+    torch.testing.assert_close(lengths(False), lengths(True).detach(), atol=1e-12, rtol=1e-12)
     gradients = torch.autograd.grad(lengths(True).sum(), list(net.parameters()))
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         for place in range(0, parameter.numel(), 7):
@@ -283,3 +287,46 @@ def test_what_is_found_can_be_differentiated_by_the_weights(norm: str) -> None:
             expected = (either[0] - either[1]) / 2e-6
             assert float(gradient.flatten()[place]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
     assert any(bool(gradient.any()) for gradient in gradients)
+
+
+def test_without_the_way_back_through_the_steps_only_the_points_are_constants() -> None:
+    net, x = smooth_net(), 0.2 + 0.6 * torch.rand(40, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = net(x).argmax(1)
+
+    def gradient(steps: int, through_steps: bool) -> Tensor:
+        delta = perturbation(lambda p, rows: net(p), x, y, "l2", steps, 3, 0.02, create_graph=True, through_steps=through_steps)
+        return torch.autograd.grad(delta.flatten(1).norm(dim=1).sum(), net[1].weight)[0]
+
+    torch.testing.assert_close(gradient(1, True), gradient(1, False))
+    assert not torch.allclose(gradient(3, True), gradient(3, False), rtol=1e-3)
+
+
+def test_the_walk_to_a_label_by_hand() -> None:
+    """A linear model with logits (x, y, 0): from (1, 0), class 0, to class 1 is half of (-1, 1); to class 2 it is (-1, 0), and 2 % more."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    net[1].weight.data, net[1].bias.data = torch.tensor([[1.0, 0], [0, 1], [0, 0]]), torch.zeros(3)
+    x = torch.tensor([[1.0, 0.0], [1.0, -0.5]]).view(2, 2, 1, 1)
+    found = perturbation(lambda p, rows: net(p), x, torch.tensor([1, 2]), "l2", 1, 3, 0.02, towards=True)
+    torch.testing.assert_close(found.flatten(1), 1.02 * torch.tensor([[-0.5, 0.5], [-1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("labels", ["ground_truth", "predicted"])
+def test_linearised_at_the_sum_as_the_authors_do(labels: str) -> None:
+    """Against a plain loop, image by image, of the authors' code (LTS4/DeepFool, Python): all gradients at x + r, asked at x + 1.02 r."""
+    net, x = smooth_net(), 0.2 + 0.6 * torch.rand(30, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(30) % 3
+    attack = DeepFool(steps=4, candidates=3, overshoot=0.02, labels=labels, linearise_at="sum")
+    found = attack(net, x, y, Budget("l2", math.inf), rng=ImageRandom.of(torch.arange(30), 0))
+    for image, label, x_adv in zip(x, y, found, strict=True):
+        k = int(label if labels == "ground_truth" else net(image[None]).argmax())
+        r, step = torch.zeros_like(image), 0
+        while step < 4 and int(net((image + 1.02 * r)[None]).argmax()) == k:
+            point = (image + r)[None].requires_grad_()
+            logits = net(point)[0]
+            ways = []
+            for j in set(range(3)) - {k}:
+                slope = torch.autograd.grad(logits[j] - logits[k], point, retain_graph=True)[0][0]
+                gap = (logits[j] - logits[k]).abs().detach()
+                ways.append((float(gap / slope.norm()), gap / slope.norm() ** 2 * slope))
+            r, step = r + min(ways, key=lambda way: way[0])[1], step + 1
+        torch.testing.assert_close(x_adv, (image + 1.02 * r).clamp(0, 1), atol=1e-9, rtol=1e-9)

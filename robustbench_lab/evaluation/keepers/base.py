@@ -19,7 +19,8 @@ from robustbench_lab.models.defended import Defended
 @dataclass(frozen=True)
 class Evaluated:
     """What is evaluated, as far as a keeper may look: the defended model, its defense, the test images, the evaluation's seed; and, where
-    asked for, the images that the model was trained on, its teacher (None without one; both may raise LabError) and the training's seed."""
+    asked for, the images that the model was trained on, its teacher (None without one; both may raise LabError) and the training's seed.
+    pictures: of images [B, C, H, W] as the model takes them, and their ids, the same in the pixel range, or beyond it."""
 
     defended: Defended
     defense: Defense
@@ -28,6 +29,7 @@ class Evaluated:
     train: Callable[[], ImageSet]
     teacher: Callable[[], Defended | None]
     training_seed: int
+    pictures: Callable[[Tensor, Tensor], Tensor] = lambda x, ids: x
 
 
 @dataclass(frozen=True)

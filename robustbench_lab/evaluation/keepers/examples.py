@@ -34,7 +34,10 @@ class Examples(Keeper):
 
     def keep(self, shown: Shown) -> None:
         few = int((shown.rows < len(self.arrays["index"])).sum())  # rows ascend: a batch's examples are its first images
-        rows, x, x_adv = shown.rows[:few], shown.x[:few], shown.x_adv[:few]
+        if not few:
+            return
+        rows, ids = shown.rows[:few], shown.ids[:few]
+        x, x_adv = (self.evaluated.pictures(images[:few], ids) for images in (shown.x, shown.x_adv))
         values = {
             "x": (255 * x).round(), "delta": x_adv - x, "label": shown.y[:few], "clean_prediction": shown.clean_prediction[:few],
             "prediction": shown.prediction[:few],
