@@ -37,7 +37,7 @@ class DeepFool(Attack):
     candidates: classes whose boundaries count, the likeliest of the clean image and its own among them; with fewer classes, all of them.
     overshoot: by which share the sum of the steps is stretched.
     labels: ground_truth (away from y; an image that is misclassified as it is stays as it is), or predicted (away from the prediction).
-    linearise_at: sum (x + the sum of the steps, which the box cuts only at the end), or asked (where it was asked; null is the same).
+    linearise_at: sum (x + the sum of the steps, never cut by the box), or asked (where it was asked; null is the same).
 
     An image that never crosses keeps its last point, as in the authors' code: the norm of the sum is what DeepFool reports of an image.
     """
@@ -85,12 +85,12 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: in
 
 
 def walked(model: nn.Module, x: Tensor, y: Tensor | None, norm: str, steps: int, candidates: int, overshoot: float) -> Tensor:
-    """The same with the model linearised at x + the sum of the steps: x + `perturbation`, cut by the pixel box at the end alone."""
+    """The same with the model linearised at x + the sum of the steps, which the pixel box cuts only where the model is asked."""
     with torch.no_grad():
         logits = model(x)
     y = logits.argmax(dim=1) if y is None else y
     away = torch.nonzero(~is_wrong(logits, y))[:, 0]
-    delta = perturbation(lambda point, rows: model(point), x[away], y[away], norm, steps, candidates, overshoot)
+    delta = perturbation(lambda point, rows: model(point), x[away], y[away], norm, steps, candidates, overshoot, clip=True)
     return Budget(norm, math.inf).project(x.detach().index_add(0, away, delta), x)
 
 
@@ -103,15 +103,19 @@ def perturbation(
     candidates: int,
     overshoot: float,
     towards: bool = False,
+    clip: bool = False,
     create_graph: bool = False,
     through_steps: bool = True,
 ) -> Tensor:
-    """DeepFool's perturbation, [B, C, H, W], which no box cuts: 1 + overshoot times the sum r of the steps, each the shortest one to the
-    nearest boundary of the model linearised at x + r; an image leaves once its prediction at x + (1 + overshoot) r has crossed.
+    """DeepFool's perturbation, [B, C, H, W], not cut by the pixel box: 1 + overshoot times the sum r of the steps.
+
+    Each is the shortest one to the nearest boundary of the model linearised at x + r; an image leaves once its prediction at
+    x + (1 + overshoot) r has crossed.
 
     model: points [M, C, H, W] and, int64 [M], which images they are of, to logits [M, K]. x is a constant.
     y int64 [B]: the class that each image has, and leaves; the rivals are the `candidates` - 1 that are likeliest at x. With `towards`: the
-    class that each image has not, and goes to, from whatever class the model gives it at each step.
+    class that each image has not, and goes to, from whatever class the model gives it at each step. clip: the model is asked at that point
+    cut by the pixel box, which decides whether an image has crossed.
     create_graph: keep the graph of all steps, so that the result can be differentiated by the model's parameters, as Deep Defense does (Yan
     et al. 2018, arXiv:1803.00404, section 3.2): through the logits, their gradients and, unless `through_steps` is false, the points at
     which they were taken. Which boundary is nearest and when an image leaves are constants there. The rivals' gradients are taken without a
@@ -132,7 +136,8 @@ def perturbation(
         total = total.index_add(0, todo, _step(point, logits, leaving, goals[todo], box, 0.0, create_graph))
         if number + 1 < steps:
             with torch.no_grad():
-                elsewhere = is_wrong(model(x[todo] + (1 + overshoot) * total[todo], todo), y[todo])
+                reached = x[todo] + (1 + overshoot) * total[todo]
+                elsewhere = is_wrong(model(box.project(reached, x[todo]) if clip else reached, todo), y[todo])
             todo = todo[elsewhere if towards else ~elsewhere]
             if not len(todo):
                 break

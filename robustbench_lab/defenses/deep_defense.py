@@ -123,7 +123,9 @@ class DeepDefense(MixedDefense):
                 return model(points)
 
         size, steps = (self.candidates, self.overshoot), self.steps
-        found = perturbation(ask, x[rows], y[rows], "l2", steps, *size, towards, create_graph=True, through_steps=self.through_steps)
+        found = perturbation(
+            ask, x[rows], y[rows], "l2", steps, *size, towards=towards, create_graph=True, through_steps=self.through_steps
+        )
         if not bool(found.detach().any()):
             raise LabError(
                 "defense: expected a network whose logits have a gradient in the images, by which deep_defense learns, got none for any of "

@@ -289,7 +289,7 @@ def test_every_choice_composes_and_resolves(together):
     for part in set(GROUPS) - {"backbone", "profile"}:
         content = plain(cfg, part)[part]
         if part == "dataset":
-            del content["budget"]
+            content = {key: entry for key, entry in content.items() if key not in ("budget", "space")}
             build(content.pop("normalise"), "dataset.normalise", FirstLayer)
         if part in KINDS:
             build(content, part, KINDS[part])
