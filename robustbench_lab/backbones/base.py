@@ -57,6 +57,15 @@ def global_average_pool() -> nn.Sequential:
     return sequence(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
 
 
+def draw_normal_weights(network: nn.Module, std: float) -> None:
+    """Weights of N(0, std^2) and zero biases for each convolution and linear layer of a network, or one such layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def check_problem(classes: int, channels: int, image_size: int, smallest: int = 1) -> None:
     """Raise LabError unless there are classes, channels and square images of at least `smallest` pixels a side."""
     check("dataset.classes", classes, Annotated[int, at_least(2)])

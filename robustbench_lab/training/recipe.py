@@ -79,6 +79,7 @@ class Recipe(Knobs):
     for that run's weights; or `teacher`, for those of the run that the defense learns from. With either, `epochs` may be 0: the run is what
     it began from.
     learning_rates: factors on the rate of the parameters whose names, or the ends of them, fit a glob: {head.*: 10}; several multiply.
+    undecayed: such globs, of the parameters that the optimiser's weight decay spares: [bias].
     """
 
     epochs: Annotated[int, at_least(0)]
@@ -98,6 +99,7 @@ class Recipe(Knobs):
     weights_digest: str | None = None
     start: Literal["teacher"] | Sequence[str] | None = None
     learning_rates: Mapping[str, NotNegative] | None = None
+    undecayed: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -122,6 +122,7 @@ def test_what_does_not_fit_is_said(
         ({"epochs": -1, "start": "teacher"}, "epochs"),
         ({"epochs": 0}, "epochs"),
         ({"learning_rates": {"head.*": -1}}, "learning_rates"),
+        ({"undecayed": "bias"}, "undecayed"),
     ],
 )
 def test_wrong_recipes(changes: dict[str, Any], key: str, recipe: Recipe) -> None:
@@ -161,6 +162,31 @@ def test_groups_keep_what_they_say(recipe: Recipe) -> None:
     optimizer, rates = optimizer_and_rates(groups, model, how)
     assert rates == [1, 3, 1, 3]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0, 0]
+
+
+def test_what_weight_decay_spares(recipe: Recipe) -> None:
+    """Alone, with rates of single parameters, and in groups of which one has a decay of its own."""
+    model = Defended(Net())
+    how = replace(recipe, optimizer=partial(torch.optim.SGD, lr=1.0, weight_decay=0.1), undecayed=["bias"])
+
+    def decays(recipe: Recipe, parameters: list[Any]) -> list[tuple[str, float, float]]:
+        optimizer, rates = optimizer_and_rates(parameters, model, recipe)
+        named = {id(parameter): name.removeprefix("network.") for name, parameter in model.named_parameters()}
+        return sorted(
+            (named[id(p)], group["weight_decay"], rate)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True)
+            for p in group["params"]
+        )
+
+    everything = list(model.parameters())
+    assert decays(how, everything) == [("body.bias", 0, 1), ("body.weight", 0.1, 1), ("head.bias", 0, 1), ("head.weight", 0.1, 1)]
+    assert decays(replace(how, learning_rates={"head.*": 3}), everything) == [
+        ("body.bias", 0, 1), ("body.weight", 0.1, 1), ("head.bias", 0, 3), ("head.weight", 0.1, 3),
+    ]  # fmt: skip
+    groups = [{"params": list(model.network.body.parameters()), "weight_decay": 0.5}]
+    assert decays(how, groups) == [("body.bias", 0, 1), ("body.weight", 0.5, 1)]
+    with pytest.raises(LabError, match=r"^training.undecayed: 'scale' fits no parameter"):
+        decays(replace(how, undecayed=["scale"]), everything)
 
 
 def test_a_step_moves_each_parameter_by_its_rate(recipe: Recipe) -> None:
