@@ -127,3 +127,20 @@ def test_the_teacher_is_trained_first_and_once(tmp_path: Path, monkeypatch: pyte
     cfg.force = True
     train(cfg, run_of(cfg, choices, ["defense=distillation", *words]))
     assert (teacher / "run.json").stat().st_mtime_ns == made
+
+
+def test_examples_without_the_originals(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageSet]) -> None:
+    """Adv. Train I of Deep Defense: an epoch visits one example of each image, and no image."""
+    words = ("backbone=small_cnn", "training.epochs=1", "training.batch_size=32", "defense.examples_alone=true")
+    _, model, defense, recipe = run_objects("defense=static_adversarial_training", *words)
+    few, seen = digits[0].subset(torch.arange(64)), []
+    asked = type(defense).augmented
+
+    class Watched(type(defense)):  # type: ignore[misc]
+        def augmented(self, batch: Batch) -> Tensor:
+            seen.extend(batch.ids.tolist())
+            return asked(self, batch)
+
+    watched = Watched(**{name: getattr(defense, name) for name in defense.__dataclass_fields__})
+    fit(watched, model, few, recipe, 0, teacher=run_objects("backbone=small_cnn", "seed=5")[1])
+    assert sorted(seen) == sorted((-1 - few.ids).tolist())
