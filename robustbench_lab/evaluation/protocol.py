@@ -58,7 +58,7 @@ class Protocol:
                     "that does, such as attack=deepfool budget=box, or leave the metric out"
                 )
             if measure.of_wrong_images and not self.misclassified:
-                raise LabError(f"metric.{name} counts images that were wrong when clean, too; have them attacked: attack_misclassified=true")
+                raise LabError(f"metric.{name} counts images that were wrong when clean, too: they need attack_misclassified=true")
 
     def facts(self, random_output: bool) -> dict[str, object]:
         """What changes a panel's figures, and so names them; of draws only where the output is random."""

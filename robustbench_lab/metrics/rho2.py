@@ -36,7 +36,7 @@ class Rho2(OfBroken):
 
 @torch.no_grad()
 def rho2(first_layer: nn.Module, x: Tensor, x_adv: Tensor) -> Tensor:
-    """Per image, float64 [N], for images [N, C, H, W]; NaN, which does not count, where the network is fed zeros: there is no ratio to them.
+    """Per image, float64 [N], for images [N, C, H, W]; NaN, so that it does not count, where the network is fed zeros alone.
 
     Raises LabError, naming what is missing, without images.
     """

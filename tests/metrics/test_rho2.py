@@ -79,7 +79,7 @@ def test_an_image_that_the_network_is_fed_as_zeros_does_not_count() -> None:
 
 def test_wrong_images_must_be_attacked_where_they_count() -> None:
     published, plain = ({"rho2_as_published": Rho2(as_published=known)} for known in (True, False))
-    with pytest.raises(LabError, match=r"^metric\.rho2_as_published counts images that were wrong .*: attack_misclassified=true"):
+    with pytest.raises(LabError, match=r"^metric\.rho2_as_published counts images that were wrong .* need attack_misclassified=true"):
         Protocol(seed=0, batch_size=1, measures=published).check(MoveTo())
     Protocol(seed=0, batch_size=1, measures=published, misclassified=True).check(MoveTo())
     Protocol(seed=0, batch_size=1, measures=plain).check(MoveTo())
