@@ -9,8 +9,9 @@ from typing import Any
 
 from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.overrides import merged_overrides
+from robustbench_lab.tables.base import Metric
 from robustbench_lab.tables.claims import Claim
-from robustbench_lab.tables.metrics import Metric, metric_of
+from robustbench_lab.tables.metrics import metric_of
 from robustbench_lab.tables.profiles import Rules
 from robustbench_lab.tables.published import PublishedFigure, fits, published_figure, source_of
 
