@@ -57,7 +57,8 @@ class Table:
     {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table. figure: what is drawn of it, `kind`:
     `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of the first
     test images), `planes` (models on points in the plane), `features` (of cells whose words have keep=[features]: where a model puts test
-    images, clean and, of the class `attacked`, attacked; `classes`: their names). Curves may have a logarithmic axis, `scale: log`.
+    images, clean and, of the class `attacked`, attacked; `classes`: their names), `scatter` (a row is a point, of its two columns' figures;
+    rows whose labels are alike up to the last comma are a curve). Curves may have a logarithmic axis, `scale: log`.
     A file may say `like: <paper>/<table>`: whatever key it does not have, it has from that one.
     """
 
