@@ -286,6 +286,8 @@ def test_curves_are_of_accuracies_or_of_one_metric(written):
         read_table(written(metric=metric, columns=[{"label": "0.1"}, {"label": "0.2"}], **given))
         with pytest.raises(LabError, match="columns: expected accuracies, or one metric in all of them, for a figure of curves"):
             read_table(written(columns=[{"label": "0.1"}, {"label": "0.2", "metric": metric}], **given))
+    mixed = [{"label": "0.1"}, {"label": "0.2", "metric": "accuracy_of_runs", "overrides": ["attack=pgd_fm_five"]}]
+    assert read_table(written(columns=mixed, **given)).figure["kind"] == "curves"
 
 
 def test_every_rule_names_what_exists():
