@@ -5,10 +5,10 @@
     python scripts/publish_reference.py                                     every published page anew, from the records that are there
 
 outputs/reference is an output folder like others: for each run behind a table's cells run.json and metrics.jsonl (not the weights), the
-records and outcomes of its evaluations packed beside them, with the arrays that the table's figure is drawn from, each once; and the
-table's .md, .csv and .tex, and its figure, in tables/. With a suffix, such as a GPU's name, it is a folder of its own within: other
-weights under the same names. Nothing is written until all of it is there. Stops if a cell is missing, if a model was trained or attacked
-with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
+records and outcomes of its evaluations packed beside them, with the arrays that the table's metrics and its figure are read from, each
+once; and the table's .md, .csv and .tex, and its figure, in tables/. With a suffix, such as a GPU's name, it is a folder of its own
+within: other weights under the same names. Nothing is written until all of it is there. Stops if a cell is missing, if a model was trained
+or attacked with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
 """
 
 from __future__ import annotations
@@ -72,15 +72,16 @@ def runs_behind(cells: Sequence[Cell]) -> list[Run]:
 def packed_of(table: Table, cells: Sequence[Cell], output_root: Path, reference: Path) -> Packed:
     """What is to be packed. Raises SystemExit where an outcome is gone."""
     found: Packed = {}
+    of_metrics = [file for metric in table.metrics for file in metric.files]
+    wanted = dict.fromkeys((OUTCOME_FILE, *of_metrics, *(kind_of(table.figure).files if table.figure else ())))
     for one in (one for cell in cells for one in cell.measurements):
         run = one.evaluation.run.at(output_root)
         folder = one.evaluation.within(run)
-        wanted = (OUTCOME_FILE, *(kind_of(table.figure).files if table.figure else ()))
         files = {name: arrays for name in wanted if (arrays := folder.arrays(name)) is not None}
         if OUTCOME_FILE not in files:
             raise SystemExit(f"error: {folder.path / OUTCOME_FILE} is gone; evaluate again with force=true")
         before = RunFolder(reference / "runs" / run.name).pack
-        for name in before.files(folder.name):  # what another table's figure is drawn from stays
+        for name in before.files(folder.name):  # what another table needs stays
             files.setdefault(name, before.arrays(folder.name, name) or {})
         found.setdefault(reference / "runs" / run.name, {})[folder.name] = (folder.read(), files)
     return found

@@ -83,6 +83,14 @@ def outcome(folder: Path, distance: Sequence[float] | None = None) -> None:
     )  # fmt: skip
 
 
+def ray(folder: Path, lost: Sequence[float], points: int, free: bool = True) -> None:
+    """ray.npz, each image right up to the place `lost` of the way, in [0, 1], and wrong from there on; below 0: never right."""
+    t = np.linspace(0, 1, points + 1)
+    right = t < np.array(lost)[:, None]
+    index, inside = np.arange(len(lost)), np.full(len(lost), free)
+    np.savez_compressed(folder / "ray.npz", index=index, t=t, right=np.packbits(right, axis=1), free=inside)
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_json(content))

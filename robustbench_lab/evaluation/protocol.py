@@ -57,6 +57,8 @@ class Protocol:
                     f"metric.{name} speaks of the smallest perturbation, which attack {type(attack).__name__} does not look for; use one "
                     "that does, such as attack=deepfool budget=box, or leave the metric out"
                 )
+            if measure.of_wrong_images and not self.misclassified:
+                raise LabError(f"metric.{name} counts images that were wrong when clean, too: they need attack_misclassified=true")
 
     def facts(self, random_output: bool) -> dict[str, object]:
         """What changes a panel's figures, and so names them; of draws only where the output is random."""

@@ -1,4 +1,4 @@
-"""Accuracy curves as papers draw them: panels side by side, one curve for each model, the 95 % interval as a light band."""
+"""Curves of a metric as papers draw them: panels side by side, one curve for each model, the 95 % interval as a light band."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.figures.of_tables import footer_of, images_of, subject_of
 from robustbench_lab.figures.paper import (
     INK,
-    LEGEND_LINE,
     MARGIN,
-    MUTED,
     RULE,
     SMALL,
     TEXT,
@@ -23,10 +21,9 @@ from robustbench_lab.figures.paper import (
     broken,
     height_of,
     sheet,
-    width_of,
     write_footer,
-    write_legend,
 )
+from robustbench_lab.figures.styles import STYLES, Style, legend_lines, write_styles
 from robustbench_lab.tables.checks import require
 from robustbench_lab.tables.drawing import TableFigure
 
@@ -37,14 +34,6 @@ if TYPE_CHECKING:
     from robustbench_lab.tables.cells import Cell
     from robustbench_lab.tables.grid import Table
 
-# Colour, dashes and marker: each alone tells curves apart, so that they do in grey. Colours that the colour-blind can tell apart: Okabe and
-# Ito 2008 without their yellow, which is too light for a line; the last two are Paul Tol's ("muted").
-STYLES: list[tuple[str, Any, str]] = [
-    ("#000000", "-", "o"), ("#d55e00", (0, (5, 1.5)), "s"), ("#0072b2", (0, (1, 1.2)), "^"), ("#009e73", (0, (6, 1.5, 1, 1.5)), "D"),
-    ("#cc79a7", (0, (3, 1.2)), "v"), ("#e69f00", (0, (8, 2)), "P"), ("#56b4e9", (0, (4, 1.2, 1, 1.2, 1, 1.2)), "X"),
-    ("#882255", (0, (2, 2)), "<"), ("#999933", (0, (9, 2, 3, 2)), ">"),
-]  # fmt: skip
-PAPER: tuple[str, Any, str] = (MUTED, "none", "o")  # hollow; its shape and colour are those of the curve
 MARKS = 14  # markers on one curve; more would hide its dashes
 
 
@@ -61,8 +50,10 @@ class Curves(TableFigure):
         places = [_place_on_axis(label) for label in labels]
         rising = None not in places and places == sorted(set(places))  # type: ignore[type-var]
         require(rising, path, "columns", "labels that are numbers, rising, for a figure of curves", labels)
-        shown = [metric.name for metric in table.metrics]
-        require(all(metric.accuracy for metric in table.metrics), path, "columns", "accuracies, for a figure of curves", shown)
+        metrics = table.metrics
+        alike = all(metric.accuracy for metric in metrics) or all(metric == metrics[0] for metric in metrics)
+        meant = "accuracies, or one metric in all of them, for a figure of curves"
+        require(alike, path, "columns", meant, [metric.name for metric in metrics])
 
     def draw(self, table: Table, cells: Sequence[Cell], output_root: Path) -> Figure:
         series = []
@@ -75,7 +66,10 @@ class Curves(TableFigure):
             series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
         bands = " over training seeds" if any(cell.seeds for cell in cells) else " over the images, one trained model each"
         footer = footer_of(table, f"{images_of(cells)} Bands: 95 % intervals{bands}.")
-        return curves_figure([Panel(subject_of(table), series)], 1, self.x, "accuracy, %", footer, self.scale == "log")
+        metrics = table.metrics
+        shown = "accuracy, %" if all(metric.accuracy for metric in metrics) else metrics[0].title
+        top = 100.0 if metrics[0].in_percent else None
+        return curves_figure([Panel(subject_of(table), series)], 1, self.x, shown, footer, self.scale == "log", top)
 
 
 def _place_on_axis(label: str) -> float | None:
@@ -90,14 +84,15 @@ def _end(cell: Cell, end: int) -> float | None:
     over seeds may reach beyond the axis."""
     if cell.interval is None or cell.value is None:
         return None
-    return max(0.0, min(cell.interval[0], cell.value)) if end == 0 else min(100.0, max(cell.interval[1], cell.value))
+    top = 100.0 if cell.in_percent else math.inf
+    return max(0.0, min(cell.interval[0], cell.value)) if end == 0 else min(top, max(cell.interval[1], cell.value))
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: x in the unit of the axis, rising; y and the ends of its 95 % interval in percent, None where nothing was measured.
+    """A curve: x in the unit of the axis, rising; y and the ends of its 95 % interval, 0 or more, None where nothing was measured.
 
-    published: a paper's points, (x, y in percent).
+    published: a paper's points, (x, y).
     """
 
     label: str
@@ -114,17 +109,22 @@ class Panel:
     series: Sequence[Series]
 
 
-def curves_figure(panels: Sequence[Panel], columns: int, x_label: str, y_label: str, footer: str, log_x: bool = False) -> Figure:
+def curves_figure(
+    panels: Sequence[Panel], columns: int, x_label: str, y_label: str, footer: str, log_x: bool = False, top: float | None = 100
+) -> Figure:
     """Panels in rows of `columns`, with one legend: the same label looks the same in every panel.
 
-    log_x: a logarithmic axis; where a panel begins at 0, a straight piece of it leads from there to the smallest x above.
-    Raises LabError for lengths that differ, figures outside 0 to 100, x that does not rise (or is negative, on a logarithmic axis), a
-    label twice in a panel, and more labels than there are styles.
+    log_x: a logarithmic axis; where a panel begins at 0, a straight piece of it leads from there to the smallest x above. top: of the
+    other axis, which begins at 0: 100 for percent; None: a little above the largest figure.
+    Raises LabError for lengths that differ, figures below 0 or above the top, x that does not rise (or is negative, on a logarithmic
+    axis), a label twice in a panel, and more labels than there are styles.
     """
     if not panels or columns < 1:
         raise LabError(f"curves: expected one panel and one column or more, got {len(panels)} panels, columns={columns}")
     for panel in panels:
-        _check(panel, log_x)
+        _check(panel, log_x, math.inf if top is None else top)
+    if top is None:
+        top = 1.05 * max((y for panel in panels for series in panel.series for y in _figures_of(series)), default=0.0) or 1.0
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     if not 1 <= len(labels) <= len(STYLES):
         raise LabError(f"curves: expected 1 to {len(STYLES)} labels, got {len(labels)}: {', '.join(labels)}")
@@ -140,15 +140,14 @@ def curves_figure(panels: Sequence[Panel], columns: int, x_label: str, y_label: 
     beneath = [named if i + 1 == len(rows) or len(rows[i + 1]) < len(row) else 0.24 for i, row in enumerate(rows)]
     tops = [MARGIN + sum(above[: i + 1]) + height * i + sum(beneath[:i]) for i in range(len(rows))]
     entries = [*labels, "paper"] if any(series.published for panel in panels for series in panel.series) else labels
-    across = max(1, min(len(entries), int((WIDTH - 2 * MARGIN) / (max(width_of(label, TEXT) for label in entries) + 0.62))))
-    across = math.ceil(len(entries) / math.ceil(len(entries) / across))  # lines of the same length
+    across, key = legend_lines(entries)
     bottom = tops[-1] + height + beneath[-1]
-    figure = sheet(bottom + math.ceil(len(entries) / across) * LEGEND_LINE + height_of(footer, SMALL) + MARGIN)
+    figure = sheet(bottom + key + height_of(footer, SMALL) + MARGIN)
 
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         axes = axes_at(figure, left + MARGIN + column * (width + gap), tops[row], width, height)
-        _draw(axes, panel, styles, log_x)
+        _draw(axes, panel, styles, log_x, top)
         axes.set_title(broken(panel.title, TEXT, width, "bold"), fontsize=TEXT, fontweight="bold", color=INK, pad=4, parse_math=False)
         if i + columns >= len(panels):
             axes.set_xlabel(broken(x_label, TEXT, width), fontsize=TEXT, color=INK, labelpad=2, parse_math=False)
@@ -156,12 +155,17 @@ def curves_figure(panels: Sequence[Panel], columns: int, x_label: str, y_label: 
             axes.set_ylabel(y_label, fontsize=TEXT, color=INK, labelpad=3, parse_math=False)
         else:
             axes.tick_params(labelleft=False)
-    _legend(figure, {label: styles.get(label) for label in entries}, across, bottom)
+    write_styles(figure, {label: styles.get(label) for label in entries}, across, bottom)
     write_footer(figure, footer)
     return figure
 
 
-def _check(panel: Panel, log_x: bool) -> None:
+def _figures_of(series: Series) -> list[float]:
+    """All that has a place on the other axis."""
+    return [y for y in [*series.y, *series.low, *series.high, *(y for _, y in series.published)] if y is not None]
+
+
+def _check(panel: Panel, log_x: bool, top: float) -> None:
     labels = [series.label for series in panel.series]
     if len(set(labels)) < len(labels):
         raise LabError(f"curves: panel {panel.title!r}: expected each label once, got {', '.join(labels)}")
@@ -175,16 +179,16 @@ def _check(panel: Panel, log_x: bool) -> None:
         points = series.published
         if log_x and any(x < 0 for x in [*series.x, *(x for x, _ in points)]):
             raise LabError(f"{where}: a logarithmic axis has no place for x < 0, got {[*series.x, *(x for x, _ in points)]}")
-        figures = [*series.y, *series.low, *series.high, *(y for _, y in points)]
-        if wrong := [y for y in figures if y is not None and not 0 <= y <= 100]:
-            raise LabError(f"{where}: expected percent, 0 to 100, or None, got {wrong}")
+        if wrong := [y for y in _figures_of(series) if not (0 <= y <= top and y < math.inf)]:
+            meant = "numbers >= 0" if top == math.inf else f"percent, 0 to {top:g}"
+            raise LabError(f"{where}: expected {meant}, or None, got {wrong}")
         for x, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True):
             known = [value for value in (low, y, high) if value is not None]
             if known != sorted(known) or (y is None and known):
                 raise LabError(f"{where}: expected low <= y <= high, and no interval without y, got {low}, {y}, {high} at {x:g}")
 
 
-def _draw(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, Any, str]], log_x: bool) -> None:
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Style], log_x: bool, top: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
     if log_x:
@@ -200,7 +204,11 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, Any, str]], 
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_yticks([0, 20, 40, 60, 80, 100])
+    if top == 100:
+        axes.set_yticks([0, 20, 40, 60, 80, 100])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
     for depth, series in enumerate(reversed(panel.series)):  # the first lies on top
@@ -222,7 +230,7 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, tuple[str, Any, str]], 
                 label=f"{series.label}, paper", clip_on=False, zorder=4,
             )  # fmt: skip
     axes.margins(x=0.02)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, top)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -240,17 +248,3 @@ def _marked(y: Sequence[float], shift: int) -> list[int]:
     """Indices that get a marker: evenly spread, not the same for every curve, and each point that stands alone."""
     every = math.ceil(len(y) / MARKS)
     return sorted({*(i for i in range(len(y)) if i % every == shift % every), *_alone(y)})
-
-
-def _legend(figure: Figure, styles: Mapping[str, tuple[str, Any, str] | None], across: int, top: float) -> None:
-    """`top`: inches from the figure's top. A label without a style stands for the paper's hollow markers."""
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for style in styles.values():
-        colour, dashes, marker = style or PAPER
-        size, edge, fill = (3.4, 0, colour) if style else (6, 0.9, "none")
-        handle = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.2, marker=marker, markersize=size, markeredgewidth=edge)
-        handle.set_markerfacecolor(fill)
-        handles.append(handle)
-    write_legend(figure, handles, list(styles), across, top, handlelength=3.0, handletextpad=0.5, columnspacing=1.4)

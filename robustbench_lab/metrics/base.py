@@ -44,6 +44,11 @@ class Measure(Knobs, ABC):
         """Whether it speaks of the smallest perturbation, so that an attack must look for it."""
         return False
 
+    @property
+    def of_wrong_images(self) -> bool:
+        """Whether images that were wrong when clean count with their perturbation, so that they must be attacked too."""
+        return False
+
     @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
         """Float64 [B], NaN for images that do not count."""

@@ -43,6 +43,7 @@ from robustbench_lab.storage.records import (
     OUTCOME_FILE,
     PARTIAL_FILE,
     PLANE_FILE,
+    RAY_FILE,
     RECORD_FILE,
     RUN_FILE,
     check_arrays,
@@ -292,7 +293,7 @@ class EvaluationFolder(Folder):
             record = self.record(digests)
             check_metrics(record, self.file)
             self._check_outcome(record)
-            for name in FILES_OF_PICTURES:
+            for name in KEPT_FILES:
                 self.arrays(name)
         except (Clash, Forbidden):
             raise
@@ -335,7 +336,7 @@ class EvaluationFolder(Folder):
     def begin(self) -> None:
         """What was said before does not count from now on. Raises LabError where something that is no file stands where one will be
         written."""
-        _check_places(self.path, (RECORD_FILE, OUTCOME_FILE, PARTIAL_FILE, ERROR_FILE, *FILES_OF_PICTURES))
+        _check_places(self.path, (RECORD_FILE, OUTCOME_FILE, PARTIAL_FILE, ERROR_FILE, *KEPT_FILES))
         remove(self.path / RECORD_FILE)
 
     def finish(self, record: Content) -> None:
@@ -344,7 +345,7 @@ class EvaluationFolder(Folder):
         remove(self.partial)
 
 
-FILES_OF_PICTURES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE)  # of an evaluation, where it has them
+KEPT_FILES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, RAY_FILE)  # of an evaluation, where it has them
 
 
 def _check_places(folder: Path, names: Iterable[str]) -> None:

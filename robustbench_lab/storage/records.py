@@ -24,6 +24,7 @@ RECORD_FILE = "record.json"  # the last file of an evaluation
 OUTCOME_FILE = "outcome.npz"  # of an evaluation: what happened to each image
 EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
 FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of some images, clean and attacked
+RAY_FILE = "ray.npz"  # of an evaluation that was asked for it: what is right on the way to attacked images
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on
 CHECKPOINT_FILE = "checkpoint.safetensors"  # of a training run: where it stands after a complete epoch
 PARTIAL_FILE = "outcome.partial.npz"  # of an evaluation: what is done so far
@@ -318,6 +319,7 @@ ARRAYS: Mapping[str, Mapping[str, str]] = {
     FEATURES_FILE: {
         "index": "?i M", "label": "i M", "clean": "f M F", "attacked": "f M F", "prediction_clean": "?i M", "prediction_attacked": "?i M",
     },
+    RAY_FILE: {"index": "i N", "t": "F T", "right": "i N W", "free": "b N"},
     PLANE_FILE: {"probability": "f G G", "points": "F P 2", "labels": "i P", "extra": "F Q 2", "extra_labels": "i Q"},
 }  # fmt: skip
 KINDS = {"b": "b", "i": "iu", "f": "f", "F": "f", "U": "U"}  # as numpy calls them

@@ -15,9 +15,10 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import Evaluation, Run
 from robustbench_lab.storage.files import say_once
 from robustbench_lab.storage.folders import OutputFolder
+from robustbench_lab.tables.base import Evidence, Figure, Metric
 from robustbench_lab.tables.expansion import Expansion
 from robustbench_lab.tables.grid import Table
-from robustbench_lab.tables.metrics import Evidence, Figure, Metric, over_seeds
+from robustbench_lab.tables.metrics import over_seeds
 from robustbench_lab.tables.published import PublishedFigure
 
 
@@ -257,6 +258,7 @@ class _Filling:
                 self.known.run(evaluation.run),
                 partial(self.known.arrays, evaluation),
                 {called: _of_seed(cell, seed) for called, cell in others.items()},
+                {called: cell.evaluation.run.config for called, cell in others.items() if cell.evaluation is not None},
             )
             try:
                 figure = metric.figure_of(seen)

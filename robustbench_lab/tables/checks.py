@@ -93,13 +93,19 @@ def _check_seeds(table: Table, path: Path) -> None:
 
 
 def _check_cells_behind(table: Table, path: Path) -> None:
-    """A figure that is worked out from other cells: they must be there, and not be worked out from it in turn."""
-    behind = {f"{row.label} / {column.label}": table.cells_behind(row, column) for row in table.rows for column in table.columns}
+    """A figure that is worked out from other cells: they must be there, show what it needs, and not be worked out from it in turn."""
+    places = {f"{row.label} / {column.label}": (row, i) for row in table.rows for i, column in enumerate(table.columns)}
+    behind = {cell: table.cells_behind(row, table.columns[i]) for cell, (row, i) in places.items()}
+    metrics = table.metrics
     for cell, others in behind.items():
+        i = places[cell][1]
+        key = f"columns[{i}].metric" if table.columns[i].metric is not None else "metric"
         for name in others.values():
-            column = next(i for i, column in enumerate(table.columns) if cell.endswith(f" / {column.label}"))
-            key = f"columns[{column}].metric" if table.columns[column].metric is not None else "metric"
             require(name in behind, path, key, f"cells of this table behind {cell}", name)
+        try:
+            metrics[i].check_cells({called: metrics[places[name][1]] for called, name in others.items()})
+        except LabError as error:
+            raise LabError(f"{place(path, key)}: {key}: {error}") from error
     try:
         TopologicalSorter({cell: others.values() for cell, others in behind.items()}).prepare()
     except CycleError as error:

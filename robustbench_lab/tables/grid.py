@@ -9,8 +9,9 @@ from typing import Any
 
 from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.overrides import merged_overrides
+from robustbench_lab.tables.base import Metric
 from robustbench_lab.tables.claims import Claim
-from robustbench_lab.tables.metrics import Metric, metric_of
+from robustbench_lab.tables.metrics import metric_of
 from robustbench_lab.tables.profiles import Rules
 from robustbench_lab.tables.published import PublishedFigure, fits, published_figure, source_of
 
@@ -56,7 +57,8 @@ class Table:
     {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table. figure: what is drawn of it, `kind`:
     `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of the first
     test images), `planes` (models on points in the plane), `features` (of cells whose words have keep=[features]: where a model puts test
-    images, clean and, of the class `attacked`, attacked; `classes`: their names). Curves may have a logarithmic axis, `scale: log`.
+    images, clean and, of the class `attacked`, attacked; `classes`: their names), `scatter` (a row is a point, of its two columns' figures;
+    rows whose labels are alike up to the last comma are a curve). Curves may have a logarithmic axis, `scale: log`.
     A file may say `like: <paper>/<table>`: whatever key it does not have, it has from that one.
     """
 

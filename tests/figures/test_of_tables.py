@@ -42,8 +42,8 @@ def test_a_row_is_a_curve_and_a_missing_cell_a_gap(outputs, monkeypatch):
     table, cells = filled("efficient_defenses/figure3", outputs, every=2)
     calls = told(monkeypatch, "curves_figure")
     assert of_tables.drawn(table, cells, outputs) is not None
-    (((panel,), columns, x_label, y_label, footer, _),) = calls
-    assert (columns, x_label, y_label) == (1, table.figure["x"], "accuracy, %")
+    (((panel,), columns, x_label, y_label, footer, _, top),) = calls
+    assert (columns, x_label, y_label, top) == (1, table.figure["x"], "accuracy, %", 100)
     assert [series.label for series in panel.series] == [row.label for row in table.rows]
     first = [cell for cell in cells if cell.row == "CNN+ReLU"]
     assert panel.series[0].x[:4] == [0, 0.01, 0.02, 0.05]
@@ -215,5 +215,5 @@ def test_every_kind_says_what_it_is_drawn_from():
     from robustbench_lab.tables.drawing import figure_kinds, kind_of
 
     keys = {"curves": {"x": "eps"}, "features": {"attacked": 0}}
-    files = {kind: kind_of({"kind": kind, **keys.get(kind, {})}).files for kind in figure_kinds()}
-    assert files == {"curves": (), "features": ("features.npz",), "pictures": ("examples.npz",), "planes": ("plane.npz",)}
+    files = {kind: tuple(kind_of({"kind": kind, **keys.get(kind, {})}).files) for kind in figure_kinds()}
+    assert files == {"curves": (), "features": ("features.npz",), "pictures": ("examples.npz",), "planes": ("plane.npz",), "scatter": ()}

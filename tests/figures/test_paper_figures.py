@@ -25,6 +25,7 @@ from robustbench_lab.figures.features import Cloud, features_figure
 from robustbench_lab.figures.paper import CLEAN, WIDTH, broken, files_of, fitting, width_of
 from robustbench_lab.figures.pictures import Group, Row, strips_figure
 from robustbench_lab.figures.planes import CLASSES, Plane, Points, planes_figure, thinned
+from robustbench_lab.figures.scatter import Point, scatter_figure
 
 FOOTER = "n = 10,000 test images; white box, FGSM; costs $5 & <nothing> $x$"
 
@@ -71,6 +72,12 @@ def clouds(columns: int) -> Figure:
     return features_figure(found, [f"class {k}" for k in range(9)] + ["automobiles & <trucks>"], 9, 5, FOOTER)
 
 
+def scattered() -> Figure:
+    chosen = [[Point(0.2 + 0.01 * i, 99 - 0.1 * i * (j + 1), None, (98.5 - 0.1 * i, 99.3)) for i in range(5)] for j in range(2)]
+    named = {"lambda 5 & $x$": chosen[0], "lambda 15": chosen[1], "a defense with $a long$ name": [Point(0.215, 98.75, (0.2, 0.24))]}
+    return scatter_figure("LeNet: $x$ against y", named, "rho2", "clean accuracy, %", FOOTER)
+
+
 def full(panel: int) -> Panel:
     return Panel(
         f"({panel}) a panel with $a rather$ long title", [series(f"defense {i}, beta = 6", published=[(0.2, 33.0)]) for i in range(9)]
@@ -81,6 +88,8 @@ FIGURES = {
     "one panel": curves,
     "logarithmic": lambda: curves(log_x=True),
     "logarithmic from 0 on": lambda: curves(Panel("p", [series(x=[0, 0.002, 0.031, 0.3])]), log_x=True),
+    "another metric": lambda: curves_figure([Panel("p", [series(y=(0.1, 0.225))])], 1, "epochs", "rho2", FOOTER, False, None),
+    "scatter": scattered,
     "features": lambda: clouds(2),
     "features of one model": lambda: clouds(1),
     "nine curves, three panels, the paper": lambda: curves(*(full(i) for i in range(3))),
@@ -215,6 +224,36 @@ def test_percent_is_drawn_from_0_to_100_and_published_points_are_hollow():
     assert paper.get_xydata().tolist() == [[0.15, 0], [0.25, 100]]
     assert (paper.get_markerfacecolor(), paper.get_linestyle()) == ("none", "None")
     assert (paper.get_color(), paper.get_marker()) == (ours.get_color(), ours.get_marker())
+
+
+def test_another_metric_is_drawn_from_0_to_above_its_largest_figure():
+    axes = curves_figure([Panel("", [series(y=(0.1, 0.2), low=[0.05, 0.1], high=[0.2, 0.4])])], 1, "x", "rho2", "", False, None).axes[0]
+    assert axes.get_ylim() == (0, pytest.approx(0.42))
+    assert curves_figure([Panel("", [series(y=(120, 200), high=[130, 200])])], 1, "x", "s", "", False, None).axes[0].get_ylim() == (0, 210)
+    with pytest.raises(LabError, match=r"expected numbers >= 0, or None, got \[-1\]"):
+        curves_figure([Panel("", [series(y=(-1, 2), low=[None] * 2, high=[None] * 2)])], 1, "x", "y", "", False, None)
+
+
+def test_points_of_a_scatter_plot_are_where_they_are_and_a_single_one_has_no_line():
+    figure = scattered()
+    drawn = lines(figure)
+    assert drawn["lambda 15"].get_xydata().tolist() == [[pytest.approx(0.2 + 0.01 * i), pytest.approx(99 - 0.2 * i)] for i in range(5)]
+    assert (drawn["lambda 15, first"].get_xydata().tolist(), drawn["lambda 15, first"].get_markerfacecolor()) == ([[0.2, 99]], "white")
+    assert "a defense with $a long$ name, first" not in drawn
+    segments = [segment.tolist() for bars in figure.axes[0].collections for segment in bars.get_segments()]
+    assert len(segments) == 11
+    assert [[0.2, 98.75], [0.24, 98.75]] in segments
+    shown = figure.legends[0].get_lines()
+    assert [line.get_linestyle() for line in shown][-1] == "None"
+    for point in (0.2, 98.4), (0.24, 99.3):
+        assert axes_hold(figure, *point)
+    with pytest.raises(LabError, match="scatter: expected a point"):
+        scatter_figure("", {"a": []}, "x", "y", "")
+
+
+def axes_hold(figure: Figure, x: float, y: float) -> bool:
+    (left, right), (low, high) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    return left < x < right and low < y < high
 
 
 def test_a_long_curve_has_few_markers():

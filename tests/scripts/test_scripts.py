@@ -147,6 +147,23 @@ def test_publish_packs_each_run_and_evaluation_once(figure_with_one_picture, tmp
     assert contents(reference) == before, "and from what is published"
 
 
+def test_publish_takes_along_what_metrics_are_read_from(written, monkeypatch, tmp_path):
+    """One evaluation stands behind both columns, of which the last does not look at the ray."""
+    monkeypatch.setenv("ROBUSTBENCH_LAB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.syspath_prepend(SCRIPTS)
+    columns = [{"label": "eps", "metric": {"name": "eps_at_accuracy", "at": 50}}, {"label": "clean", "metric": "clean_accuracy"}]
+    words = ["attack=fgsm", "attack_misclassified=true", "keep=[ray]"]
+    name = written(overrides=words, columns=columns, published={"kind": "none"})
+    cells = cells_of(read_table(name), tmp_path / "outputs")
+    fake_records.fill_plausibly(cells, tmp_path / "outputs")
+    for cell in cells:
+        folder = cell.evaluation.folder(tmp_path / "outputs")
+        fake_records.outcome(folder)
+        fake_records.ray(folder, [0.2, 0.7], 8)
+    publisher(name, tmp_path / "outputs", tmp_path / "reference")
+    assert cells_of(read_table(name), tmp_path / "reference")[0].value == cells_of(read_table(name), tmp_path / "outputs")[0].value > 0
+
+
 def test_publish_leaves_what_was_published_until_all_is_there(figure_with_one_picture, tmp_path):
     outputs, reference = tmp_path / "outputs", tmp_path / "reference"
     outcome = figure_with_one_picture[1] / "outcome.npz"

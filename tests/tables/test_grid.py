@@ -264,7 +264,7 @@ def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
 @pytest.mark.parametrize(
     ("figure", "labels", "message"),
     [
-        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, got 'pie'"),
+        ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, scatter, got 'pie'"),
         ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected a text, got 3"),
@@ -279,13 +279,15 @@ def test_a_figure_that_cannot_be_drawn(written, figure, labels, message):
         read_table(name)
 
 
-def test_curves_are_of_accuracies(written):
-    """Their axis says so: success rates would stand on it upside down."""
+def test_curves_are_of_accuracies_or_of_one_metric(written):
+    """One axis has one name: a success rate among accuracies would stand on it upside down."""
     given = {"figure": {"kind": "curves", "x": "eps"}, "published": {"kind": "none"}, "claims": [], "exceptions": []}
     for metric in ("attack_success_rate", "parameters"):
-        with pytest.raises(LabError, match="columns: expected accuracies, for a figure of curves"):
-            read_table(written(**given, columns=[{"label": "0.1", "metric": metric}]))
-    assert read_table(written(**given, columns=[{"label": "0.1", "metric": "accuracy_of_runs"}])).figure["kind"] == "curves"
+        read_table(written(metric=metric, columns=[{"label": "0.1"}, {"label": "0.2"}], **given))
+        with pytest.raises(LabError, match="columns: expected accuracies, or one metric in all of them, for a figure of curves"):
+            read_table(written(columns=[{"label": "0.1"}, {"label": "0.2", "metric": metric}], **given))
+    mixed = [{"label": "0.1"}, {"label": "0.2", "metric": "accuracy_of_runs", "overrides": ["attack=pgd_fm_five"]}]
+    assert read_table(written(columns=mixed, **given)).figure["kind"] == "curves"
 
 
 def test_every_rule_names_what_exists():

@@ -53,8 +53,11 @@ def test_other_metrics_are_told_as_they_are() -> None:
     assert figure_of("metrics.loss_sensitivity") == Figure(0.25, (0.2, 0.3), 40)
 
 
+KNOBS: dict[str, dict[str, Any]] = {"eps_at_accuracy": {"at": 50}, "accuracy_at": {"of": "a / b", "share": 0.2}}
+
+
 def test_units_titles_and_forms() -> None:
-    every = [metric_of(name) for name in metric_names()]
+    every = [metric_of({"name": name, **KNOBS.get(name, {})}) for name in metric_names()]
     shares = [metric for metric in every if metric.in_percent]
     assert {metric.name for metric in every if metric.accuracy} == {metric.name for metric in shares} - {"attack_success_rate"}
     assert {metric.name for metric in every if metric.under_attack} == {"robust_accuracy", "robust_accuracy_mean", "accuracy_of_runs"}

@@ -1,1 +1,1 @@
-"""What an evaluation keeps of its images, for pictures: one file a keeper."""
+"""What an evaluation keeps of its images, for pictures and tables: one file a keeper."""

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of its images, for pictures: the contract of a keeper."""
+"""What an evaluation keeps of its images, for pictures and tables: the contract of a keeper."""
 
 from __future__ import annotations
 
