@@ -2,13 +2,15 @@
 """Publish measured tables in outputs/reference/, where git tracks them, with the records behind them.
 
     python scripts/publish_reference.py efficient_defenses/table1 [--profile quick] [--suffix nvidia-h200] [--replace]
-    python scripts/publish_reference.py                                     every published page anew, from the records that are there
+                                        [--partial]
+    python scripts/publish_reference.py     every published page anew, from the records that are there
 
 outputs/reference is an output folder like others: for each run behind a table's cells run.json and metrics.jsonl (not the weights), the
 records and outcomes of its evaluations packed beside them, with the arrays that the table's metrics and its figure are read from, each
 once; and the table's .md, .csv and .tex, and its figure, in tables/. With a suffix, such as a GPU's name, it is a folder of its own
-within: other weights under the same names. Nothing is written until all of it is there. Stops if a cell is missing, if a model was trained
-or attacked with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
+within: other weights under the same names. Nothing is written until all of it is there. A cell that is published already need not be in
+the output folder. Stops if a cell is in neither (--partial publishes what there is, and the page says what is missing), if a model was
+trained or attacked with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
 """
 
 from __future__ import annotations
@@ -35,10 +37,14 @@ from robustbench_lab.tables.view import command_of
 Packed = dict[Path, dict[str, tuple[dict[str, Any], Files]]]  # evaluations with their arrays, by the folder of their run
 
 
-def publish(table: Table, output_root: Path, reference: Path, allow_changes: bool, replace: bool) -> list[Path]:
+def publish(
+    table: Table, output_root: Path, reference: Path, allow_changes: bool = False, replace: bool = False, partial: bool = False
+) -> list[Path]:
     """The files of the table's page."""
-    cells = cells_of(table, output_root)
-    if missing := [f"{cell.row}, {cell.column}" for cell in cells if cell.missing]:
+    here, there = cells_of(table, output_root), cells_of(table, reference)
+    cells = [cell for cell in here if not cell.missing]
+    missing = [f"{cell.row}, {cell.column}" for cell, known in zip(here, there, strict=True) if cell.missing and known.missing]
+    if missing and not partial:
         command = command_of(table)
         raise SystemExit(f"error: {table.name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
     runs = [run.at(output_root) for run in runs_behind(cells)]
@@ -110,6 +116,7 @@ def main() -> None:
     parser.add_argument("--profile", default="paper", choices=("paper", "quick"))
     parser.add_argument("--suffix", default="", help="for figures of another machine, such as a GPU's name")
     parser.add_argument("--allow-changes", action="store_true", help="take records that were made with uncommitted changes")
+    parser.add_argument("--partial", action="store_true", help="publish the cells that there are; the page says which are missing")
     parser.add_argument("--replace", action="store_true", help="take away what is published of a run that has other weights now")
     args = parser.parse_args()
     reference = Path(project_path("outputs/reference")) / args.suffix
@@ -119,7 +126,7 @@ def main() -> None:
         return
     output_root = Path(plain(compose("tables", [])[0], "output_root")["output_root"])
     table = reshaped(read_table(args.table), args.profile)
-    print(*publish(table, output_root, reference, args.allow_changes, args.replace), sep="\n")
+    print(*publish(table, output_root, reference, args.allow_changes, args.replace, args.partial), sep="\n")
 
 
 if __name__ == "__main__":

@@ -206,19 +206,25 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
         config["dataset"]["path"] = within(plain(cfg, "data")["data"]["root"], path)
     if (file := config["training"].get("weights")) is not None:
         config["training"]["weights_digest"] = file_digest(_file(file, "training.weights"))
-    key, described = _another_run(config)
-    if described is None:
+    others = _other_runs(config)
+    if not others:
         return Run(config, named)
-    if not isinstance(described, list) or not any(str(word).startswith("defense=") for word in described):
-        raise LabError(f"{key}: expected the words in which that run differs, such as [defense=standard], got {described!r}")
-    of_teacher = merged_overrides(described_by(named, words), ["training.start=null", *described] if key == "training.start" else described)
+    ours = described_by(named, words)
+    if "training.start" in others:
+        ours = merged_overrides(ours, ["training.start=null"])
+    of_others = {key: merged_overrides(ours, described) for key, described in others.items()}
     chain = _chain.set(_chain.get() + 1)
     try:
         if _chain.get() > LONGEST_CHAIN:
+            key, described = next(iter(others.items()))
             raise LabError(f"{key}: {described} describe a run that learns from itself; choose another defense there")
-        return Run(config, named, (run_at or run_at_words)(of_teacher), of_teacher)
+        teacher, *start = [(run_at or run_at_words)(of_it) for of_it in of_others.values()]
     finally:
         _chain.reset(chain)
+    if start and start[0].fingerprint != teacher.fingerprint:
+        expected = f"words for the run that defense.teacher={others['defense.teacher']} describes, teacher or null"
+        raise LabError(f"training.start: expected {expected}, got {others['training.start']!r}")
+    return Run(config, named, teacher, next(iter(of_others.values())))
 
 
 def _file(path: object, key: str) -> Path:
@@ -233,17 +239,17 @@ def _file(path: object, key: str) -> Path:
     return found
 
 
-def _another_run(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key by which a run describes another one, whose training comes first, and the words; None for none.
+def _other_runs(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The words by which a run describes another one, whose training comes first, by the key that has them.
 
-    Raises LabError where both keys do.
+    A defense's teacher, and what training begins from; both must then be the same run. Raises LabError for words that choose no defense.
     """
-    teacher, start = config["defense"].get("teacher"), config["training"].get("start")
-    if start in (None, "teacher"):
-        return "defense.teacher", teacher
-    if teacher is not None:
-        raise LabError(f"training.start: expected teacher, or null, with a defense that has one, got {start!r}")
-    return "training.start", start
+    found = {"defense.teacher": config["defense"].get("teacher"), "training.start": config["training"].get("start")}
+    described = {key: words for key, words in found.items() if words not in (None, "teacher")}
+    for key, words in described.items():
+        if not isinstance(words, list) or not any(str(word).startswith("defense=") for word in words):
+            raise LabError(f"{key}: expected the words in which that run differs, such as [defense=standard], got {words!r}")
+    return described
 
 
 def run_at_words(words: Sequence[str]) -> Run:
@@ -278,7 +284,9 @@ def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     if space == "pixels":  # the space that such a run is trained in needs no word
         config["space"] = space
     asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
-    return config | asked | plain(cfg, *(group for group in LISTS if group in cfg))
+    return (
+        config | asked | {group: entries for group, entries in plain(cfg, *(group for group in LISTS if group in cfg)).items() if entries}
+    )
 
 
 def evaluation_from(

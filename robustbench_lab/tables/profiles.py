@@ -62,7 +62,7 @@ class Rules:
         for word in words:
             override = parsed(word)
             if inner := inner_words(word):
-                result.append(_outer(merged_overrides(*self._changed(inner))))
+                result.append(_outer(override.key_or_group, merged_overrides(*self._changed(inner))))
                 continue
             new = self._choice(override.key_or_group, override.value())
             if new is not None:
@@ -85,5 +85,5 @@ def _speaks_of(word: str, groups: set[str]) -> bool:
     return bool(key) and group in groups
 
 
-def _outer(words: Sequence[str]) -> str:
-    return readable(f"threat_model.overrides=[{','.join(words)}]")
+def _outer(key: str, words: Sequence[str]) -> str:
+    return readable(f"{key}=[{','.join(words)}]")

@@ -93,9 +93,9 @@ def test_the_attack_benchmark_prints_every_peer(
     digits_model.requires_grad_(False)
 
 
-def publisher(name: str, outputs: Path, reference: Path, profile: str = "paper", replace: bool = False) -> list[Path]:
+def publisher(name: str, outputs: Path, reference: Path, profile: str = "paper", **how: bool) -> list[Path]:
     module = importlib.import_module("publish_reference")
-    return module.publish(reshaped(read_table(name), profile), outputs, reference, allow_changes=True, replace=replace)
+    return module.publish(reshaped(read_table(name), profile), outputs, reference, allow_changes=True, **how)
 
 
 def test_publish_refuses_a_table_with_missing_cells(monkeypatch, tmp_path):
@@ -145,6 +145,23 @@ def test_publish_packs_each_run_and_evaluation_once(figure_with_one_picture, tmp
     assert contents(reference) == before, "the same again is the same"
     publisher("paper/grid", reference, reference)
     assert contents(reference) == before, "and from what is published"
+
+
+def test_publish_adds_to_what_is_published(figure_with_one_picture, tmp_path):
+    """Rows that were measured elsewhere need not be measured again; what is missing in both is told, or said on the page."""
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
+    first, second = (folder.parents[1] for folder in figure_with_one_picture)
+    second.rename(tmp_path / second.name)
+    with pytest.raises(SystemExit, match="paper/grid misses 1 cells"):
+        publisher("paper/grid", outputs, reference)
+    assert not reference.exists()
+    pages = publisher("paper/grid", outputs, reference, partial=True)
+    assert "Missing cells" in pages[0].read_text()
+    first.rename(tmp_path / first.name)
+    (tmp_path / second.name).rename(second)
+    publisher("paper/grid", outputs, reference)
+    assert "Missing cells" not in pages[0].read_text()
+    assert {path.name for path in (reference / "runs").iterdir()} == {first.name, second.name}
 
 
 def test_publish_takes_along_what_metrics_are_read_from(written, monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ def evaluations(every: Iterable[tuple[str, ...]], *groups: str) -> list[Evaluati
 
 def test_every_training_lasts_until_its_defense_begins(words_of_cells) -> None:
     late = set()
-    for run in (evaluation.run for evaluation in evaluations(chain(*words_of_cells.values()), "defense", "training", "profile")):
+    for run in (evaluation.run for evaluation in evaluations(chain(*words_of_cells.values()), "dataset", "defense", "training", "profile")):
         build(run.config["defense"], "defense", Defense).check_epochs(run.config["training"]["epochs"])
         late |= {run.choices["defense"] for key in ("start_epoch", "noise_start_epoch") if run.config["defense"].get(key)}
     assert {"fm", "pni", "learn2perturb", "adversarial_training_pni"} <= late, "there is something to check"

@@ -208,7 +208,7 @@ def test_smoke_needs_embedded_data_only(name):
     expansion = Expansion()
     for evaluation in map(expansion.evaluation, cells):
         for run in (evaluation.run, evaluation.source):
-            assert run is None or run.choices["dataset"] in ("digits", "circles", "moons")
+            assert run is None or run.choices["dataset"] in ("digits", "digits_mean_subtracted", "circles", "moons")
 
 
 def test_a_claim_compares_figures_of_one_unit(written):
