@@ -284,9 +284,8 @@ def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     if space == "pixels":  # the space that such a run is trained in needs no word
         config["space"] = space
     asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
-    return (
-        config | asked | {group: entries for group, entries in plain(cfg, *(group for group in LISTS if group in cfg)).items() if entries}
-    )
+    lists = plain(cfg, *(group for group in LISTS if group in cfg))
+    return config | asked | {group: entries for group, entries in lists.items() if entries}
 
 
 def evaluation_from(
