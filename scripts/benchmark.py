@@ -289,9 +289,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet20")
     parser.add_argument("--batch", type=int, help="128 for train, 100 for deep_defense")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument(
-        "--repeats", type=int, help="turns, of which the fastest counts: 12 for train, 2 for attacks, 1 for distances, 5 for deep_defense"
-    )
+    repeats = "turns, of which the fastest counts: 12 for train, 5 for deep_defense, 2 for attacks, 1 for distances"
+    parser.add_argument("--repeats", type=int, help=repeats)
     parser.add_argument("--only", nargs="*", default=[], help="attacks: the works to time; all without it")
     parser.add_argument("--scale", type=float, default=1.0, help="attacks, distances: what the numbers of images are multiplied by")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])

@@ -1,7 +1,7 @@
 """One step of Deep Defense beside the passes that it is made of, one by one, on its paper's networks.
 
-Called by scripts/benchmark.py deep_defense. Networks have fresh weights, images are drawn at random, and labels are the predictions, so that
-all images are right, as nearly all are in a fine-tuning. Columns:
+Called by scripts/benchmark.py deep_defense. Networks have fresh weights, images are drawn at random, and labels are the predictions: all
+images are right, as nearly all are in a fine-tuning. Columns:
     s a step   the two terms of the loss and their backward passes, and a step of SGD, through the calls that training makes
     s bare     the same passes with nothing between them: clean, forward and backward; predictions; for each iteration of DeepFool, over as
                many images as were left: a forward pass, the gradient of one logit in the images for each of nine rivals, that of one more

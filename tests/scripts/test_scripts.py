@@ -59,6 +59,14 @@ def test_the_benchmark_prints_every_row_with_its_ratio(benchmark):
     assert all(float(entry) > 0 for row in rows for entry in row[3:])
 
 
+def test_the_benchmark_of_deep_defense_prints_a_ratio_for_each_network(benchmark):
+    printed = benchmark("deep_defense", "--batch", "4", "--repeats", "1")
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("| deep")]
+    assert [row[0] for row in rows] == ["deep_defense_mlp", "deep_defense_lenet", "deep_defense_convnet"]
+    assert all(float(ratio) > 0 for *_, ratio, _ in rows)
+    assert all(1 <= float(iterations) <= 5 for *_, iterations in rows)
+
+
 def test_the_benchmark_of_distances_agrees_with_scikit_learn(benchmark):
     printed = benchmark("distances", "--scale", "0.01")
     assert "100 images against 600" in printed
