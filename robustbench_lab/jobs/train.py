@@ -27,6 +27,7 @@ from robustbench_lab.training.events import EVENTS_FOLDER, events, need_tensorbo
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.recipe import Recipe
 from robustbench_lab.training.runs import load_run, load_split, objects
+from robustbench_lab.training.start import check_start
 from robustbench_lab.training.state import State
 
 log = logging.getLogger("robustbench_lab")
@@ -62,6 +63,8 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
         log.info("%s learns from %s", run.name, run.teacher.name)
         train(cfg, run.teacher, force=False)
         teacher = load_run(run.teacher, output_root_of(cfg), device)[1]
+        if recipe.start is not None:
+            check_start(model, teacher, run.name, run.teacher.name)
     with folder.locked():
         folder = folder.afresh()
         if not force and _found(folder, images):  # another process finished it while this one waited

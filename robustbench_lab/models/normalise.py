@@ -116,6 +116,7 @@ class Whitening(MeanImage):
     Where we differ: n0 is the training images' (there of the test images, too), and the moments are divided by how many images they are of
     (there by 60,000 for 50,000).
     Limits: N^2 numbers are kept with the weights, 38 MB for CIFAR-10; the axes take about 20 s of one core there.
+    Raises LabError, from `fit`, for fewer images than an image has values.
     """
 
     contrast: Tensor
@@ -132,6 +133,9 @@ class Whitening(MeanImage):
 
     @torch.no_grad()
     def fit(self, images: ImageSet) -> None:
+        values = len(self.matrix)
+        expected = f"more training images than the {values} values of each, whose axes whitening needs; train on more (dataset.train_size)"
+        require(len(images) > values, "dataset.normalise", expected, len(images))
         super().fit(images)
         everyone = torch.arange(len(images))
         deviations = [self._centred(x).std(dim=1).double().sum() for x, _, _ in images.batches(everyone, AT_A_TIME)]

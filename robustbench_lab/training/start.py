@@ -29,6 +29,18 @@ def begin(model: Defended, recipe: Recipe, teacher: nn.Module | None) -> None:
         load_weights(model, teacher.state_dict(), "the teacher of this run")
 
 
+def check_start(model: nn.Module, other: nn.Module, name: str, other_name: str) -> None:
+    """Raises LabError, naming both runs, where one cannot begin from the other's weights."""
+    ours, theirs = ({key: tuple(tensor.shape) for key, tensor in one.state_dict().items()} for one in (model, other))
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if differing:
+        first = differing[0]
+        raise LabError(
+            f"training.start: expected a run of the same architecture as {name}, got {other_name}: {len(differing)} tensors differ, the "
+            f"first is {first!r} (here {ours.get(first)}, there {theirs.get(first)}); leave backbone and dataset out of its words"
+        )
+
+
 def read_weights(path: Path, digest: str | None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a state_dict that torch saved, which is read without executing anything.
 

@@ -49,6 +49,11 @@ def whitened(images: ImageSet, smallest_contrast: float, smallest_deviation: flo
     return layer, layer(images.images).flatten(1).double()
 
 
+def test_whitening_needs_more_images_than_values() -> None:
+    with pytest.raises(LabError, match=r"^dataset\.normalise: expected more training images than the 16 values of each.*, got 16$"):
+        whitened(some_images(16), 20.0, 10.0)
+
+
 def test_whitening_by_hand() -> None:
     """By the formula of MatConvNet's cnn_cifar, in float64 and by a singular value decomposition in place of the eigenproblem."""
     images, smallest_contrast, smallest_deviation = some_images(300), 20.0, 10.0

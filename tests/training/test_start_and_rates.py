@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.errors import LabError
+from robustbench_lab.jobs.train import train as train_run
 from robustbench_lab.models.defended import Defended
+from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.identity import run_at_words, run_of
+from robustbench_lab.settings.overrides import readable
 from robustbench_lab.storage.files import file_digest
 from robustbench_lab.training.loop import fit
 from robustbench_lab.training.rates import optimizer_and_rates
@@ -110,6 +114,25 @@ def test_what_does_not_fit_is_said(
     begin(r"^training.weights: .* holds more than tensors", weights=str(tmp_path / "w.pt"))
     begin(r"^training.start: expected null for a run without a teacher", start="teacher")
     begin(r"^training.learning_rates: 'heat.\*' fits no parameter; there are network.backbone", learning_rates={"heat.*": 2})
+
+
+def test_a_start_of_another_architecture_is_named_with_the_run(tmp_path: Path) -> None:
+    words = ["backbone=small_cnn", "dataset.train_size=40", "training.epochs=1", "device=cpu", f"output_root={tmp_path}"]
+    words.append("training.start=[defense=standard,backbone=mlp,training=digits,training.epochs=1]")
+    cfg, choices = compose("train", [readable(word) for word in words])
+    message = r"^training\.start: expected a run of the same architecture as digits-small_cnn-\S+, got digits-mlp-\S+: \d+ tensors differ"
+    with pytest.raises(LabError, match=message):
+        train_run(cfg, run_of(cfg, choices, words))
+
+
+def test_a_start_that_is_not_the_teacher_is_refused() -> None:
+    said = ["defense=static_deepfool", "training=digits_finetuned", "dataset=digits_mean_subtracted"]
+    with pytest.raises(LabError, match=r"^training\.start: expected words for the run that defense\.teacher=.* describes, teacher or null"):
+        run_at_words(said)
+    both = run_at_words([*said, "defense.teacher=[defense=standard,training=digits,training.epochs=8]"])
+    again = run_at_words([*said, "defense.teacher=[defense=standard,training=digits,training.epochs=8]", "training.start=teacher"])
+    assert both.fingerprint == again.fingerprint
+    assert both.teacher == run_at_words(["defense=standard", "dataset=digits_mean_subtracted", "training.epochs=8"])
 
 
 @pytest.mark.parametrize(
