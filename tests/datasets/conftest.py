@@ -24,13 +24,20 @@ def make_dataset() -> Callable[..., Dataset]:
     """`make_dataset("cifar10", test_size=20)`: what conf/dataset/cifar10.yaml and these overrides describe."""
 
     def make(name: str, **overrides: Any) -> Dataset:
-        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | overrides
-        for others in ("budget", "defaults"):
-            config.pop(others)
+        config = _read(name) | overrides
+        for others in ("budget", "defaults", "normalise", "space"):
+            config.pop(others, None)
         module, _, class_name = config.pop("_target_").rpartition(".")
         return getattr(import_module(module), class_name)(**config)
 
     return make
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A file, after what it is a variant of."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    parents = [_read(parent) for parent in config["defaults"] if isinstance(parent, str) and parent != "_self_"]
+    return {key: entry for part in (*parents, config) for key, entry in part.items()}
 
 
 @pytest.fixture
