@@ -46,6 +46,7 @@ NO_WHOLE = (*NO_NUMBERS, 1.0, 1.5)
 BALL = Budget("linf", 0.1)
 TYPES: list[tuple[Any, str, Sequence[object], Sequence[object]]] = [
     (bool, "true or false", (True, False), (0, 1, "true", None)),
+    (bool | None, "true or false, or null", (True, False, None), (0, 1, "null")),
     (int, "a whole number", (-1, 0, 7), NO_WHOLE),
     (float, "a finite number", (-1.5, 0, 7), NO_NUMBERS),
     (str, "a text", ("", "a"), (1, None, ["a"])),
@@ -144,7 +145,8 @@ def kinds(cls: type[Any]) -> dict[str, Any]:
 def test_every_knob_of_every_class_refuses_what_it_is_not(cls: type[Any]) -> None:
     for key, kind in kinds(cls).items():
         holds = check_of(kind).holds
-        wrong = [object(), math.nan, *([] if kind is bool else [True]), *([0, 1, "true"] if kind is bool else [])]
+        flag = kind in (bool, bool | None)
+        wrong = [object(), math.nan, *([0, 1, "true"] if flag else [True])]
         assert [value for value in wrong if holds(value)] == [], key
 
 
