@@ -9,8 +9,9 @@ outputs/reference is an output folder like others: for each run behind a table's
 records and outcomes of its evaluations packed beside them, with the arrays that the table's metrics and its figure are read from, each
 once; and the table's .md, .csv and .tex, and its figure, in tables/. With a suffix, such as a GPU's name, it is a folder of its own
 within: other weights under the same names. Nothing is written until all of it is there. A cell that is published already need not be in
-the output folder. Stops if a cell is in neither (--partial publishes what there is, and the page says what is missing), if a model was
-trained or attacked with uncommitted changes in the code, and, without --replace, where a run is published with other weights.
+the output folder. Stops if a cell is in neither (--partial publishes what there is, if only what is known at a smaller size, and the page
+says what is missing), if a model was trained or attacked with uncommitted changes in the code, and, without --replace, where a run is
+published with other weights. Published pages that show the table's figures at a smaller size are written anew.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Packed = dict[Path, dict[str, tuple[dict[str, Any], Files]]]  # evaluations with
 def publish(
     table: Table, output_root: Path, reference: Path, allow_changes: bool = False, replace: bool = False, partial: bool = False
 ) -> list[Path]:
-    """The files of the table's page."""
+    """The files of the table's page, and of those that its figures stand on, too."""
     here, there = cells_of(table, output_root), cells_of(table, reference)
     cells = [cell for cell in here if not cell.missing]
     missing = [f"{cell.row}, {cell.column}" for cell, known in zip(here, there, strict=True) if cell.missing and known.missing]
@@ -63,7 +64,11 @@ def publish(
             write_bytes(there.path / name, (run.path / name).read_bytes())
     for folder, evaluations in packed.items():
         RunFolder(folder).pack.add(evaluations)
-    return rewrite(table, reference)
+    pages = rewrite(table, reference)
+    for other in published_tables(reference):
+        if any(entry.table == table.name for entry in other.smaller):
+            pages += rewrite(other, reference)
+    return pages
 
 
 def runs_behind(cells: Sequence[Cell]) -> list[Run]:

@@ -27,7 +27,8 @@ from robustbench_lab.tables.cells import filled_from
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
 from robustbench_lab.tables.reading import chosen_tables, reshaped
-from robustbench_lab.tables.view import view_of
+from robustbench_lab.tables.smaller import StandIns, stand_ins
+from robustbench_lab.tables.view import command_of, view_of
 
 log = logging.getLogger("robustbench_lab")
 
@@ -68,7 +69,7 @@ class Paper:
     key: str
     title: str
     articles: Sequence[Article]
-    unmeasured: Sequence[Table]
+    unmeasured: Sequence[tuple[Table, StandIns | None]]  # with what is known of it at a smaller size
 
 
 def write_report(output_root: Path, patterns: str | Sequence[str] = (), reference: Path | None = None) -> Path:
@@ -103,6 +104,7 @@ def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str
         versions=versions,
         commit=commit,
         common=common,
+        command_of=command_of,
     )
     environment.filters["href"] = lambda entry: href(entry, album.folder.parent)
     source = {name: Markup(loader.get_source(environment, f"report.{name}")[0]) for name in ("css", "js")}
@@ -120,10 +122,12 @@ def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str
 
 
 def papers_of(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> list[Paper]:
-    """The papers that have tables, with every profile of a table that has a record; the paper's own profile first, the user's own first."""
+    """The papers that have tables, with every profile of a table that has a record; the paper's own profile first, the user's own first.
+    Of a table that has none it is told what is known at a smaller size."""
     shapes = {(shape.name, shape.profile): shape for profile in PROFILES for shape in (reshaped(table, profile) for table in tables)}
-    wanted = [shape for shape in shapes.values() if any(shelf.may_fill(shape) for shelf in shelves)]
+    wanted = [shape for shape in shapes.values() if shape.smaller or any(shelf.may_fill(shape) for shelf in shelves)]
     found: dict[str, list[Article]] = {}
+    known: dict[str, StandIns] = {}
     for shelf, every in zip(shelves, filled_from(wanted, [shelf.root for shelf in shelves]), strict=True):
         entries = shelf.of_runs()
         for shape, cells in every:
@@ -131,12 +135,14 @@ def papers_of(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -
                 view = view_of(shape, cells, shelf.root)
                 section = Section(shape, cells, view, entries, shelf.trained, shelf.of_the_project)
                 found.setdefault(shape.name, []).append(article_of(section, shelf, album))
-    by_paper: dict[str, tuple[list[Article], list[Table]]] = {}
+            elif shape.name not in known and (smaller := stand_ins(shape, cells, shelf.root)):
+                known[shape.name] = smaller
+    by_paper: dict[str, tuple[list[Article], list[tuple[Table, StandIns | None]]]] = {}
     for table in tables:
         articles, unmeasured = by_paper.setdefault(table.name.partition("/")[0], ([], []))
         articles += found.get(table.name, [])
         if table.name not in found:
-            unmeasured.append(table)
+            unmeasured.append((table, known.get(table.name)))
     names = {**PAPERS, **{key: key.replace("_", " ") for key in sorted(by_paper.keys() - NO_PAPERS.keys() - PAPERS.keys())}, **NO_PAPERS}
     return [Paper(key, title, *by_paper[key]) for key, title in names.items() if key in by_paper]
 

@@ -25,6 +25,11 @@ class Figure:
     std: float | None = None
 
 
+def number(value: float | None, form: str, std: float | None = None) -> str | None:
+    """A figure, with its standard deviation where it is a mean over runs."""
+    return None if value is None else format(value, form) + ("" if std is None else f" ± {std:{form}}")
+
+
 def _no_arrays(file: str) -> dict[str, np.ndarray]:
     raise LabError(f"there is no {file}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,6 +228,31 @@ def _check_figure(table: Table, path: Path) -> None:
     except LabError as error:
         raise LabError(f"{place(path, str(error).partition(':')[0])}: {error}") from error
     kind.check(table, path)
+
+
+def check_smaller(table: Table, path: Path, names: Sequence[str], read: Callable[[str], Table]) -> None:
+    """What stands in must be there, run, measured by a short schedule and in the unit of what it stands in for."""
+    whole = table.profile == "paper"
+    require(whole, path, "smaller", "in a table of the profile paper alone; one that is like it says `smaller: []`", table.profile)
+    columns = {column.label: table.metric_of(column).unit for column in table.columns}
+    for i, entry in enumerate(table.smaller):
+        key = f"smaller[{i}]"
+        require(entry.table in names and entry.table != table.name, path, f"{key}.table", "the name of another table", entry.table)
+        other = read(entry.table)
+        require(other.profile == "quick", path, f"{key}.table", "a table of the profile quick", f"{other.name}, of {other.profile}")
+        run = [row.label for row in other.rows if row.not_run is None]
+        units = {column.label: other.metric_of(column).unit for column in other.columns}
+        for axis, labels in (("rows", [row.label for row in table.rows]), ("columns", list(columns))):
+            said = getattr(entry, axis)
+            known = isinstance(said, Mapping) and bool(said) and all(label in labels for label in said)
+            require(known, path, f"{key}.{axis}", f"{axis} of this table, each with what stands in for it there", said)
+        for label, found in entry.rows.items():
+            known = isinstance(found, list) and bool(found) and all(row in run for row in found)
+            require(known, path, f"{key}.rows", f"for {label} a list of rows of {other.name} that are run", found)
+        for label, column in entry.columns.items():
+            require(column in list(units), path, f"{key}.columns", f"for {label} a column of {other.name}", column)
+            require(units[column] == columns[label], path, f"{key}.columns", f"for {label} a column in its unit", column)
+        require(entry.note is None or isinstance(entry.note, str), path, f"{key}.note", "a text", entry.note)
 
 
 def _is_number(value: object) -> bool:

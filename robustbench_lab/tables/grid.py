@@ -41,6 +41,19 @@ class Column(Axis):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Smaller:
+    """What another table has measured by a short schedule of what this one would measure at full size.
+
+    rows: a row here -> the rows there that stand in for it. columns: a column here -> the one there. note: what the page says of them.
+    """
+
+    table: str
+    rows: Mapping[str, Sequence[str]]
+    columns: Mapping[str, str]
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table's grid, layout and published figures.
 
@@ -59,6 +72,7 @@ class Table:
     test images), `planes` (models on points in the plane), `features` (of cells whose words have keep=[features]: where a model puts test
     images, clean and, of the class `attacked`, attacked; `classes`: their names), `scatter` (a row is a point, of its two columns' figures;
     rows whose labels are alike up to the last comma are a curve). Curves may have a logarithmic axis, `scale: log`.
+    smaller: of a table at full size, where figures by a short schedule stand in for those that it does not have yet (tables/smaller.py).
     A file may say `like: <paper>/<table>`: whatever key it does not have, it has from that one.
     """
 
@@ -78,6 +92,7 @@ class Table:
     deviations: Sequence[str] = ()
     findings: Sequence[str] = ()
     figure: Mapping[str, Any] = field(default_factory=dict)
+    smaller: Sequence[Smaller] = ()
     rules: Rules | None = None  # of the profile that reshapes it: its words are then not those of the file
 
     @property

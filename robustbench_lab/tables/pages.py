@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustbench_lab.output import one_line
 from robustbench_lab.tables.letters import code, first_of_line, line, md, tex
-from robustbench_lab.tables.view import View
+from robustbench_lab.tables.view import View, command_of
 
 BORDER = re.compile(r" (?<!\\)\| ")  # between two cells of a line of a Markdown table
 
@@ -46,7 +46,7 @@ def _markdown() -> Environment:
         loader=PackageLoader("robustbench_lab.tables", "templates"), undefined=StrictUndefined, autoescape=False, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters.update(md=md, line=line, code=code, one_line=one_line, aligned=aligned)
+    environment.filters.update(md=md, line=line, code=code, one_line=one_line, aligned=aligned, command_of=command_of)
     return environment
 
 

@@ -15,10 +15,10 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.output import one_line
 from robustbench_lab.settings.conf import tables_folder
 from robustbench_lab.settings.yaml_files import read_yaml
-from robustbench_lab.tables.checks import check, file_of, place, require
+from robustbench_lab.tables.checks import check, check_smaller, file_of, place, require
 from robustbench_lab.tables.claims import Claim, cells_in
 from robustbench_lab.tables.drawing import kind_of
-from robustbench_lab.tables.grid import Column, Row, Table
+from robustbench_lab.tables.grid import Column, Row, Smaller, Table
 from robustbench_lab.tables.profiles import PROFILES, Rules
 from robustbench_lab.tables.published import fits
 
@@ -80,12 +80,15 @@ def read_table(name: str) -> Table:
             for axis, kind in (("rows", Row), ("columns", Column))
         }
         claims = [_entry(Claim, entry, path, f"claims[{i}]") for i, entry in enumerate(content.get("claims", []))]
-        table = Table(**{**content, **axes, "claims": claims, "name": name})
+        smaller = [_entry(Smaller, entry, path, f"smaller[{i}]") for i, entry in enumerate(content.get("smaller", []))]
+        table = Table(**{**content, **axes, "claims": claims, "smaller": smaller, "name": name})
     except KeyError as error:
         raise LabError(f"{path}: {error.args[0]} is missing") from error
     except (TypeError, AttributeError, YAMLError, OmegaConfBaseException, OSError) as error:
         raise LabError(f"{path}: {error}") from error
     check(table, path)
+    if table.smaller:
+        check_smaller(table, path, table_names(), read_table)
     return table
 
 
@@ -109,7 +112,7 @@ def _in_lines(content: Any, key: str = "") -> Any:
 
 
 def _entry(kind: type[Any], content: Any, path: Path, key: str) -> Any:
-    """One row, column or claim. Raises LabError, naming it, for an unknown key or a missing one."""
+    """One row, column, claim or smaller table. Raises LabError, naming it, for an unknown key or a missing one."""
     require(isinstance(content, Mapping), path, key, "a mapping", content)
     try:
         return kind(**content)
@@ -132,4 +135,6 @@ def reshaped(table: Table, profile: str) -> Table:
     published = table.published
     if len(columns) < len(table.columns) and published["kind"] == "exact":
         published = {"kind": "none"}
-    return replace(table, profile=profile, rules=rules, columns=columns, exceptions=exceptions, claims=claims, published=published)
+    return replace(
+        table, profile=profile, rules=rules, columns=columns, exceptions=exceptions, claims=claims, published=published, smaller=()
+    )

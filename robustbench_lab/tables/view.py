@@ -20,9 +20,11 @@ from robustbench_lab.output import command_line, one_line
 from robustbench_lab.settings.overrides import merged_overrides, quoted, train_overrides
 from robustbench_lab.storage.files import say_once
 from robustbench_lab.storage.folders import RunFolder
+from robustbench_lab.tables.base import number
 from robustbench_lab.tables.cells import Cell
 from robustbench_lab.tables.grid import Table
 from robustbench_lab.tables.profiles import PROFILES
+from robustbench_lab.tables.smaller import StandIns, stand_ins
 from robustbench_lab.tables.verdicts import ABOUT_CHANCE, OVER_SEEDS, WITHIN_CHANCE, CheckedClaim, claims_of
 
 UNKNOWN = "-"  # what a record or a run does not say of where it was made
@@ -109,6 +111,7 @@ class View:
     every_claim: Sequence[CheckedClaim]
     deviations: Sequence[str]
     findings: Sequence[str]
+    smaller: StandIns | None  # what is known at a smaller size of rows that wait
     sizes: Sequence[int]  # the numbers of test images of its evaluations
     facts: Mapping[str, str]  # device, commit, platform and versions behind the records; empty where there are none
     seconds: float  # of attacking
@@ -253,6 +256,7 @@ def view_of(table: Table, cells: Sequence[Cell], output_root: Path) -> View:
         every_claim=claims_of(table, cells),
         deviations=[_with_figures(entry, cells) for entry in table.deviations] if spoken_of else [],
         findings=[_with_figures(entry, cells) for entry in table.findings] if spoken_of else [],
+        smaller=stand_ins(table, cells, output_root),
         sizes=sorted({record["n"] for record in records}),
         facts=_facts(records),
         seconds=sum({record["fingerprint"] + record["run"]["fingerprint"]: record.get("seconds", 0) for record in records}.values()),
@@ -283,11 +287,6 @@ def _shown(cell: Cell, letters: Mapping[str, str]) -> ShownCell:
         problem=cell.problem and one_line(cell.problem),
         commands=_commands(cell) if cell.missing else [],
     )
-
-
-def number(value: float | None, form: str, std: float | None = None) -> str | None:
-    """A figure, with its standard deviation where it is a mean over runs."""
-    return None if value is None else format(value, form) + ("" if std is None else f" ± {std:{form}}")
 
 
 def _letters(cells: Sequence[Cell]) -> dict[str, str]:
