@@ -330,3 +330,14 @@ def test_linearised_at_the_sum_as_the_authors_do(labels: str) -> None:
                 ways.append((float(gap / slope.norm()), gap / slope.norm() ** 2 * slope))
             r, step = r + min(ways, key=lambda way: way[0])[1], step + 1
         torch.testing.assert_close(x_adv, (image + 1.02 * r).clamp(0, 1), atol=1e-9, rtol=1e-9)
+
+
+def test_rivals_are_those_of_the_clean_image() -> None:
+    """Logits (2, 1 - x / 10, 10 x) at x = 0: class 1 is the likeliest rival, whose boundary is 10 off; that of class 2 is .2 off, and counts
+    only among three. On its way class 2 becomes likelier than class 1, which stays the rival."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 3))
+    net[1].weight.data, net[1].bias.data = torch.tensor([[0.0], [-0.1], [10.0]]), torch.tensor([2.0, 1.0, 0.0])
+    x, y = torch.zeros(1, 1, 1, 1), torch.tensor([0])
+    two, three = (float(perturbation(lambda p, rows: net(p), x, y, "l2", 3, candidates, 0.02)) for candidates in (2, 3))
+    assert two == pytest.approx(-10.2, rel=1e-5)
+    assert three == pytest.approx(0.204, rel=1e-5)
