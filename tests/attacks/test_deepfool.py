@@ -333,8 +333,8 @@ def test_linearised_at_the_sum_as_the_authors_do(labels: str) -> None:
 
 
 def test_rivals_are_those_of_the_clean_image() -> None:
-    """Logits (2, 1 - x / 10, 10 x) at x = 0: class 1 is the likeliest rival, whose boundary is 10 off; that of class 2 is .2 off, and counts
-    only among three. On its way class 2 becomes likelier than class 1, which stays the rival."""
+    """Logits (2, 1 - x / 10, 10 x) at x = 0: class 1 is the likeliest rival, whose boundary is 10 off; that of class 2, .2 off, counts only
+    among three."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 3))
     net[1].weight.data, net[1].bias.data = torch.tensor([[0.0], [-0.1], [10.0]]), torch.tensor([2.0, 1.0, 0.0])
     x, y = torch.zeros(1, 1, 1, 1), torch.tensor([0])
