@@ -198,7 +198,7 @@ def test_what_is_known_at_a_smaller_size_stands_beside_the_published_figures(cel
         path = tmp_path / "table" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(content))
-    known = ["plain", "quick/small", "90.00 (59.58 to 98.21, n = 10)", "80.00 (49.02 to 94.33, n = 10)"]
+    known = ["plain", "quick/small", "90.00 59.58 to 98.21, n = 10", "80.00 49.02 to 94.33, n = 10"]
     head, waiting = ["Model", "Table", "clean", "FGSM"], ["LS_0.9", "published", "-", "41.25"]
     assert "smaller size" not in page_of(outputs).words
     fill(cells_of(read_table("quick/small"), outputs)[0], outputs, 9, 8)

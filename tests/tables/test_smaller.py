@@ -35,6 +35,13 @@ ENTRY = {
     "rows": {"plain": ["thin"], "LS_0.9": ["softer", "soft"]},
     "columns": {"clean": "clean", "FGSM": "one | step"},
 }
+PUBLISHED = {
+    "kind": "exact",
+    "source": "Table 9",
+    "band": 10,
+    "values": [[95.5, 30], [None, 41.25]],
+    "quoted": [{"cells": "LS_0.9 / *", "source": "another"}],
+}
 SECTION = "## What is known today, at a smaller size"
 
 
@@ -57,7 +64,8 @@ def whole(written, small) -> Callable[..., str]:
 
     def write(**changed: Any) -> str:
         small()
-        return str(written(smaller=[{key: value for key, value in (ENTRY | changed).items() if value is not None}]))
+        entry = {key: value for key, value in (ENTRY | changed).items() if value is not None}
+        return str(written(smaller=[entry], published=PUBLISHED))
 
     return write
 
@@ -88,10 +96,14 @@ def test_measured_models_stand_below_the_published_row_that_they_stand_in_for(wh
     assert known is not None
     assert known.columns == ["clean", "FGSM"]
     assert [(line.label, line.table, line.figures) for line in known.lines] == [
-        ("plain", None, ["95.50", "30.00"]),
-        ("thin", "quick/small", ["90.00 (59.58 to 98.21, n = 10)", "80.00 (49.02 to 94.33, n = 10)"]),
-        ("LS_0.9", None, [None, "41.25"]),
-        ("soft", "quick/small", ["80.00 (49.02 to 94.33, n = 10, transfer_only)", "50.00 (23.66 to 76.34, n = 10, transfer_only)"]),
+        ("plain", None, [("95.50", ""), ("30.00", "")]),
+        ("thin", "quick/small", [("90.00", "59.58 to 98.21, n = 10"), ("80.00", "49.02 to 94.33, n = 10")]),
+        ("LS_0.9", None, [None, ("41.25", "quoted")]),
+        (
+            "soft",
+            "quick/small",
+            [("80.00", "49.02 to 94.33, n = 10, transfer_only"), ("50.00", "23.66 to 76.34, n = 10, transfer_only")],
+        ),
     ], "softer is not measured"
     (source,) = known.sources
     assert (source.table.name, source.rows, source.note) == ("quick/small", ["thin", "softer", "soft"], "Soft is 0.9.")
@@ -104,7 +116,7 @@ def test_the_page_has_them_under_their_own_heading(whole, tmp_path):
     fill(tmp_path, "quick/small", "thin", 9, 8)
     page = markdown(view(name, tmp_path))
     before, _, rest = page.partition(f"\n{SECTION}\n")
-    section = rest.partition("\nEvery figure (")[0]
+    section = rest.partition("\n## The table's own figures\n\nEvery figure (")[0]
     assert "4 cells are not measured at this size yet: [what is known" in before
     rows = [[entry.strip() for entry in line.strip("|").split(" | ")] for line in section.splitlines() if line.startswith("|")]
     assert rows[0] == ["model", "table", "clean", "FGSM"]
@@ -124,7 +136,7 @@ def test_a_column_that_nothing_stands_in_for_is_left_out(whole, small, tmp_path)
     fill_cell(cells_of(read_table("quick/small"), tmp_path)[0], tmp_path, 9, 8)
     known = view(name, tmp_path).smaller
     assert known is not None
-    assert (known.columns, known.lines[1].figures) == (["clean"], ["90.00 (59.58 to 98.21, n = 10)"])
+    assert (known.columns, known.lines[1].figures) == (["clean"], [("90.00", "59.58 to 98.21, n = 10")])
     assert (known.sources[0].waiting, known.sources[0].asked) == (5, 6)
 
 
@@ -138,7 +150,7 @@ def test_over_seeds_the_mean_has_its_deviation(whole, small, tmp_path):
         fake_records.evaluate(one.evaluation, tmp_path, 90, robust, n=100)
     known = view(name, tmp_path).smaller
     assert known is not None
-    assert known.lines[1].figures[1] == "70.00 ± 14.14 (-57.06 to 197.06, n = 100)"
+    assert known.lines[1].figures[1] == ("70.00 ± 14.14", "-57.06 to 197.06, n = 100")
     assert known.about.endswith("n, the number of test images; ± the sample standard deviation over training seeds.")
 
 
