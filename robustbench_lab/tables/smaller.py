@@ -15,11 +15,12 @@ from robustbench_lab.tables.reading import read_table
 
 @dataclass(frozen=True)
 class Line:
-    """Figures as text, by column, None where there is none: those of a model that a table has, or the published ones of a row here."""
+    """Figures as text, and what stands in brackets behind each, by column, None where there is none: those of a model that a table has, or
+    the published ones of a row here."""
 
     label: str
     table: str | None  # None: published
-    figures: Sequence[str | None]
+    figures: Sequence[tuple[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,16 @@ def _models(table: Table, own: Mapping[str, Cell], there: Mapping[str, Mapping[s
                     yield _Model(row.label, label, entry, cells)
 
 
-def _published(cell: Cell) -> str | None:
+def _published(cell: Cell) -> tuple[str, str] | None:
     told = number(cell.published, cell.form, cell.published_std)
-    return told and told + (" (quoted)" if cell.quoted_from is not None else "")
+    return None if told is None else (told, "" if cell.quoted_from is None else "quoted")
 
 
-def _ours(cell: Cell | None) -> str | None:
-    if cell is None:
+def _ours(cell: Cell | None) -> tuple[str, str] | None:
+    if cell is None or (told := number(cell.value, cell.form, cell.std)) is None:
         return None
     more = [] if cell.interval is None else [f"{cell.interval[0]:{cell.form}} to {cell.interval[1]:{cell.form}}"]
-    more += [f"n = {cell.n}", *dict.fromkeys(flag["code"] for flag in cell.flags)]
-    return f"{number(cell.value, cell.form, cell.std)} ({', '.join(more)})"
+    return told, ", ".join([*more, f"n = {cell.n}", *dict.fromkeys(flag["code"] for flag in cell.flags)])
 
 
 def _source(entry: Smaller, other: Table, models: Sequence[_Model]) -> Source:
@@ -112,4 +112,4 @@ def _about(shown: Sequence[_Model]) -> str:
     cells = [cell for model in shown for cell in model.measured.values() if cell.std is not None]
     over = dict.fromkeys("training seeds" if cell.seeds else cell.metric.deviation for cell in cells)
     deviations = "".join(f"; ± the sample standard deviation over {what}" for what in over)
-    return f"In brackets the 95 % interval, where there is one, and n, the number of test images{deviations}."
+    return f"Behind a figure its 95 % interval, where there is one, and n, the number of test images{deviations}."

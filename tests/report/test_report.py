@@ -33,7 +33,7 @@ from robustbench_lab.settings.identity import evaluation_of
 from robustbench_lab.storage.files import write_json
 from robustbench_lab.tables import expansion
 from robustbench_lab.tables.cells import Cell, cells_of
-from robustbench_lab.tables.reading import chosen_tables
+from robustbench_lab.tables.reading import chosen_tables, read_table
 
 TABLE: dict[str, Any] = {
     "title": "A table of 2 x 2 & more",
@@ -185,6 +185,32 @@ def test_the_grid_shows_ours_interval_published_difference_and_verdict(cells, ou
     assert "holds (within chance) LS is weaker (section 4)" in page.words
     assert "LS_0.9 / FGSM (50.00) < plain / FGSM (80.00): yes" in page.words
     assert "Not measured yet" not in page.words
+
+
+def test_what_is_known_at_a_smaller_size_stands_beside_the_published_figures(cells, outputs, tmp_path):
+    """Of a table that is not measured, and of the rows that one still waits for."""
+    own = cells()
+    nothing = {"published": {"kind": "none"}, "claims": [], "findings": [], "deviations": []}
+    small = {**TABLE, **nothing, "title": "A small one", "profile": "quick", "overrides": ["backbone=mlp", "attack=fgsm"]}
+    stand_ins = {"plain": ["plain"], "LS_0.9": ["plain", "LS_0.9"]}
+    smaller = [{"table": "quick/small", "rows": stand_ins, "columns": {"clean": "clean", "FGSM": "FGSM"}, "note": "It is <small>."}]
+    for name, content in (("quick/small", small), ("fm/grid", TABLE | {"smaller": smaller})):
+        path = tmp_path / "table" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    known = ["plain", "quick/small", "90.00 59.58 to 98.21, n = 10", "80.00 49.02 to 94.33, n = 10"]
+    head, waiting = ["Model", "Table", "clean", "FGSM"], ["LS_0.9", "published", "-", "41.25"]
+    assert "smaller size" not in page_of(outputs).words
+    fill(cells_of(read_table("quick/small"), outputs)[0], outputs, 9, 8)
+    page = page_of(outputs)
+    unmeasured = page.words.partition("Not measured yet 1 table")[2]
+    assert unmeasured.startswith(" A table of 2 x 2 & more make reproduce-tables TABLES=fm/grid What is known today, at a smaller size")
+    assert page.table("Below each published row") == [head, ["plain", "published", "95.50", "30.00"], known, waiting, known]
+    assert "quick/small (plain; LS_0.9): A small one. It is <small>. Not measured yet: 2 of these 4 figures" in page.words
+    fill(own[1], outputs, 7, 6)
+    page = page_of(outputs)
+    assert "Not measured yet 1 table" not in page.words
+    assert page.table("Below each published row") == [head, waiting, known]
 
 
 def test_a_missing_cell_is_a_dash_that_leads_to_its_command(cells, outputs):

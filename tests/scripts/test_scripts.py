@@ -172,6 +172,29 @@ def test_publish_adds_to_what_is_published(figure_with_one_picture, tmp_path):
     assert {path.name for path in (reference / "runs").iterdir()} == {first.name, second.name}
 
 
+def test_publish_tells_what_is_known_at_a_smaller_size(written, monkeypatch, tmp_path):
+    """On a page without a figure of its own, which follows when the smaller table is published."""
+    monkeypatch.setenv("ROBUSTBENCH_LAB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.syspath_prepend(SCRIPTS)
+    outputs, reference = tmp_path / "outputs", tmp_path / "reference"
+    grid = tmp_path / "table" / "paper" / "grid.yaml"
+    written(profile="quick", title="A small one", overrides=["backbone=mlp", "attack=fgsm"], published={"kind": "none"})
+    small = grid.parents[1] / "quick" / "small.yaml"
+    small.parent.mkdir()
+    grid.rename(small)
+    name = written(smaller=[{"table": "quick/small", "rows": {"plain": ["plain"]}, "columns": {"FGSM": "FGSM"}}])
+    (page, *_) = publisher(name, outputs, reference, partial=True)
+    assert "smaller size" not in page.read_text()
+    cells = cells_of(read_table("quick/small"), outputs)
+    fake_records.fill_plausibly(cells, outputs)
+    for cell in cells:
+        fake_records.outcome(cell.evaluation.folder(outputs))
+    pages = publisher("quick/small", outputs, reference)
+    assert page in pages
+    assert "| [quick/small](../quick/small.md) |" in page.read_text()
+    assert (page.parent / "../quick/small.md").resolve() in pages
+
+
 def test_publish_takes_along_what_metrics_are_read_from(written, monkeypatch, tmp_path):
     """One evaluation stands behind both columns, of which the last does not look at the ray."""
     monkeypatch.setenv("ROBUSTBENCH_LAB_OUTPUTS", str(tmp_path / "outputs"))
