@@ -100,7 +100,7 @@ class DeepDefense(MixedDefense):
         moved = self.moved(model)
         if moved is None:
             return mean
-        gradients = torch.autograd.grad(mean, moved)
+        gradients = torch.autograd.grad(mean, moved, allow_unused=True, materialize_grads=True)
         return sum(((parameter * gradient).sum() for parameter, gradient in zip(moved, gradients, strict=True)), torch.zeros_like(mean))
 
     def distances(self, model: Defended, masks: Masks, x: Tensor, y: Tensor, right: Tensor) -> Tensor:
@@ -110,6 +110,11 @@ class DeepDefense(MixedDefense):
             rows = torch.nonzero(right != towards)[:, 0]
             if len(rows) and (self.wrong_images or not towards):
                 delta = delta.index_add(0, rows, self._perturbation(model, masks, x, y, rows, towards))
+        if right.any() and not delta.detach().any():  # of one image it may be zero, of none of a batch
+            raise LabError(
+                "defense: expected a network whose logits have a gradient in the images, by which deep_defense learns, got none for any of "
+                f"{len(x)} images; begin from a trained network, and leave out fronts that cut it"
+            )
         first = getattr(model.network, "normalise", nn.Identity())
         fed = first(x)
         away = (first(x + delta) - fed).flatten(1)
@@ -122,16 +127,8 @@ class DeepDefense(MixedDefense):
             with masks.of(rows[which]):
                 return model(points)
 
-        size, steps = (self.candidates, self.overshoot), self.steps
-        found = perturbation(
-            ask, x[rows], y[rows], "l2", steps, *size, towards=towards, create_graph=True, through_steps=self.through_steps
-        )
-        if not bool(found.detach().any()):
-            raise LabError(
-                "defense: expected a network whose logits have a gradient in the images, by which deep_defense learns, got none for any of "
-                f"{len(rows)} images; begin from a trained network, and leave out fronts that cut it"
-            )
-        return found
+        size = (self.steps, self.candidates, self.overshoot)
+        return perturbation(ask, x[rows], y[rows], "l2", *size, towards=towards, create_graph=True, through_steps=self.through_steps)
 
     def moved(self, model: Defended) -> list[nn.Parameter] | None:
         """The parameters that the regulariser moves; None for all. Raises LabError for a glob that fits none."""
