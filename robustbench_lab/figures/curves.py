@@ -39,10 +39,12 @@ MARKS = 14  # markers on one curve; more would hide its dashes
 
 @dataclass(frozen=True)
 class Curves(TableFigure):
-    """A row is a curve, and a column's label a place on the axis. x: the axis's name and unit; scale: log, or None."""
+    """A row is a curve, and a column's label a place on the axis. x: the axis's name and unit; scale: log, or None. from_zero: whether the
+    other axis begins at 0; else it holds the figures alone, and the footer says so."""
 
     x: str
     scale: Literal["log"] | None
+    from_zero: bool
     thinned: ClassVar[bool] = True
 
     def check(self, table: Table, path: Path) -> None:
@@ -65,11 +67,12 @@ class Curves(TableFigure):
             low, high = ([_end(cell, i) for cell in own] for i in (0, 1))
             series.append(Series(row.label, [float(cell.column) for cell in own], [cell.value for cell in own], low, high, points))
         bands = " over training seeds" if any(cell.seeds for cell in cells) else " over the images, one trained model each"
-        footer = footer_of(table, f"{images_of(cells)} Bands: 95 % intervals{bands}.")
+        cut = "" if self.from_zero else " The upright axis does not begin at 0."
+        footer = footer_of(table, f"{images_of(cells)} Bands: 95 % intervals{bands}.{cut}")
         metrics = table.metrics
         shown = "accuracy, %" if all(metric.accuracy for metric in metrics) else metrics[0].title
         top = 100.0 if metrics[0].in_percent else None
-        return curves_figure([Panel(subject_of(table), series)], 1, self.x, shown, footer, self.scale == "log", top)
+        return curves_figure([Panel(subject_of(table), series)], 1, self.x, shown, footer, self.scale == "log", top, self.from_zero)
 
 
 def _place_on_axis(label: str) -> float | None:
@@ -110,12 +113,20 @@ class Panel:
 
 
 def curves_figure(
-    panels: Sequence[Panel], columns: int, x_label: str, y_label: str, footer: str, log_x: bool = False, top: float | None = 100
+    panels: Sequence[Panel],
+    columns: int,
+    x_label: str,
+    y_label: str,
+    footer: str,
+    log_x: bool = False,
+    top: float | None = 100,
+    from_zero: bool = True,
 ) -> Figure:
     """Panels in rows of `columns`, with one legend: the same label looks the same in every panel.
 
     log_x: a logarithmic axis; where a panel begins at 0, a straight piece of it leads from there to the smallest x above. top: of the
-    other axis, which begins at 0: 100 for percent; None: a little above the largest figure.
+    other axis, which begins at 0: 100 for percent; None: a little above the largest figure. Without `from_zero` that axis holds the figures
+    alone.
     Raises LabError for lengths that differ, figures below 0 or above the top, x that does not rise (or is negative, on a logarithmic
     axis), a label twice in a panel, and more labels than there are styles.
     """
@@ -123,8 +134,13 @@ def curves_figure(
         raise LabError(f"curves: expected one panel and one column or more, got {len(panels)} panels, columns={columns}")
     for panel in panels:
         _check(panel, log_x, math.inf if top is None else top)
+    figures = [y for panel in panels for series in panel.series for y in _figures_of(series)]
     if top is None:
-        top = 1.05 * max((y for panel in panels for series in panel.series for y in _figures_of(series)), default=0.0) or 1.0
+        top = 1.05 * max(figures, default=0.0) or 1.0
+    limits = (0.0, top)
+    if not from_zero and figures and min(figures) < max(figures):
+        room = 0.05 * (max(figures) - min(figures))
+        limits = (max(0.0, min(figures) - room), min(top, max(figures) + room))
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     if not 1 <= len(labels) <= len(STYLES):
         raise LabError(f"curves: expected 1 to {len(STYLES)} labels, got {len(labels)}: {', '.join(labels)}")
@@ -147,7 +163,7 @@ def curves_figure(
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         axes = axes_at(figure, left + MARGIN + column * (width + gap), tops[row], width, height)
-        _draw(axes, panel, styles, log_x, top)
+        _draw(axes, panel, styles, log_x, limits)
         axes.set_title(broken(panel.title, TEXT, width, "bold"), fontsize=TEXT, fontweight="bold", color=INK, pad=4, parse_math=False)
         if i + columns >= len(panels):
             axes.set_xlabel(broken(x_label, TEXT, width), fontsize=TEXT, color=INK, labelpad=2, parse_math=False)
@@ -188,7 +204,7 @@ def _check(panel: Panel, log_x: bool, top: float) -> None:
                 raise LabError(f"{where}: expected low <= y <= high, and no interval without y, got {low}, {y}, {high} at {x:g}")
 
 
-def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Style], log_x: bool, top: float) -> None:
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Style], log_x: bool, limits: tuple[float, float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
     if log_x:
@@ -204,7 +220,7 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Style], log_x: bool, to
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if top == 100:
+    if limits == (0, 100):
         axes.set_yticks([0, 20, 40, 60, 80, 100])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
@@ -230,7 +246,7 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Style], log_x: bool, to
                 label=f"{series.label}, paper", clip_on=False, zorder=4,
             )  # fmt: skip
     axes.margins(x=0.02)
-    axes.set_ylim(0, top)
+    axes.set_ylim(*limits)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -40,6 +40,13 @@ def curves(*panels: Panel, columns: int = 2, log_x: bool = False) -> Figure:
     return curves_figure(panels or [Panel("MNIST", [series()])], columns, "eps (fraction of the pixel range)", "accuracy, %", FOOTER, log_x)
 
 
+def test_an_axis_that_does_not_begin_at_zero_holds_the_figures() -> None:
+    panel = Panel("MNIST", [Series("clean", [0, 1], [97.5, 98.5], [97.2, 98.1], [97.8, 98.9])])
+    low, high = curves_figure([panel], 1, "epochs", "accuracy, %", FOOTER, from_zero=False).axes[0].get_ylim()
+    assert 97 < low < 97.2 < 98.9 < high < 99.1
+    assert curves_figure([panel], 1, "epochs", "accuracy, %", FOOTER).axes[0].get_ylim() == (0, 100)
+
+
 def pictures(count: int = 10, channels: int = 1, side: int = 8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, channels, side, side)).astype(np.uint8)
 

@@ -265,7 +265,7 @@ def test_a_claim_goes_with_the_columns_that_it_compares(written, tmp_path):
     ("figure", "labels", "message"),
     [
         ({"kind": "pie"}, ["1"], "figure.kind: expected one of curves, features, pictures, planes, scatter, got 'pie'"),
-        ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps scale, got ['kind']"),
+        ({"kind": "curves"}, ["1"], "figure: expected for curves kind, x, perhaps from_zero, perhaps scale, got ['kind']"),
         ({"kind": "planes", "x": "eps"}, ["1"], "figure: expected for planes kind, got ['kind', 'x']"),
         ({"kind": "curves", "x": 3}, ["1"], "figure.x: expected a text, got 3"),
         ({"kind": "curves", "x": "eps"}, ["0.2", "0.1"], "columns: expected labels that are numbers, rising, for a figure of curves"),
