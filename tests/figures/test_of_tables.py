@@ -42,7 +42,7 @@ def test_a_row_is_a_curve_and_a_missing_cell_a_gap(outputs, monkeypatch):
     table, cells = filled("efficient_defenses/figure3", outputs, every=2)
     calls = told(monkeypatch, "curves_figure")
     assert of_tables.drawn(table, cells, outputs) is not None
-    (((panel,), columns, x_label, y_label, footer, _, top),) = calls
+    (((panel,), columns, x_label, y_label, footer, _, top, _),) = calls
     assert (columns, x_label, y_label, top) == (1, table.figure["x"], "accuracy, %", 100)
     assert [series.label for series in panel.series] == [row.label for row in table.rows]
     first = [cell for cell in cells if cell.row == "CNN+ReLU"]

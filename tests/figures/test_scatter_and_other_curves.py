@@ -72,7 +72,7 @@ def test_curves_of_rho2_by_epoch(written, tmp_path, monkeypatch):
     })  # fmt: skip
     fill(cells_of(read_table(name), tmp_path), tmp_path, {"Reference": 99})
     assert of_tables.drawn(read_table(name), cells_of(read_table(name), tmp_path), tmp_path) is not None
-    ((panels, _, x_label, y_label, _, _, top),) = drawn
+    ((panels, _, x_label, y_label, _, _, top, _),) = drawn
     assert (x_label, y_label, top) == ("epochs", "rho2 as published", None)
     first, second = panels[0].series
     assert (first.y, first.low, first.high) == ([0.25, 0.25], [0.2, 0.2], [0.3, 0.3])
