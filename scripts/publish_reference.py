@@ -44,7 +44,12 @@ def publish(
     """The files of the table's page, and of those that its figures stand on, too."""
     here, there = cells_of(table, output_root), cells_of(table, reference)
     cells = [cell for cell in here if not cell.missing]
-    missing = [f"{cell.row}, {cell.column}" for cell, known in zip(here, there, strict=True) if cell.missing and known.missing]
+    anew = {run.fingerprint for run in runs_behind(cells) if _published_otherwise(run.at(output_root), reference)}
+    missing = [
+        f"{cell.row}, {cell.column}"
+        for cell, known in zip(here, there, strict=True)
+        if cell.missing and (known.missing or any(run.fingerprint in anew for run in cell.runs))
+    ]
     if missing and not partial:
         command = command_of(table)
         raise SystemExit(f"error: {table.name} misses {len(missing)} cells, the first is {missing[0]}; run {command}")
@@ -55,7 +60,7 @@ def publish(
     packed = packed_of(table, cells, output_root, reference)
     for run in runs:
         there = RunFolder(reference / "runs" / run.name)
-        if published_digest(there) not in (None, run.digest):
+        if _published_otherwise(run, reference):
             if not replace:
                 remedy = "--replace takes away what was measured of those, and its tables need it anew"
                 raise SystemExit(f"error: {run.name} is published with other weights; {remedy}")
@@ -91,11 +96,17 @@ def packed_of(table: Table, cells: Sequence[Cell], output_root: Path, reference:
         files = {name: arrays for name in wanted if (arrays := folder.arrays(name)) is not None}
         if OUTCOME_FILE not in files:
             raise SystemExit(f"error: {folder.path / OUTCOME_FILE} is gone; evaluate again with force=true")
-        before = RunFolder(reference / "runs" / run.name).pack
-        for name in before.files(folder.name):  # what another table needs stays
-            files.setdefault(name, before.arrays(folder.name, name) or {})
+        if not _published_otherwise(run, reference):
+            before = RunFolder(reference / "runs" / run.name).pack
+            for name in before.files(folder.name):  # what another table needs stays
+                files.setdefault(name, before.arrays(folder.name, name) or {})
         found.setdefault(reference / "runs" / run.name, {})[folder.name] = (folder.read(), files)
     return found
+
+
+def _published_otherwise(run: RunFolder, reference: Path) -> bool:
+    """Whether it is published with other weights."""
+    return published_digest(RunFolder(reference / "runs" / run.name)) not in (None, run.digest)
 
 
 def published_digest(run: RunFolder) -> str | None:

@@ -72,11 +72,9 @@ class DeepDefense(MixedDefense):
         require(not compiled, "training.compile", "false: a compiled network cannot be differentiated twice", compiled)
 
     def players(self, model: Defended) -> list[Player]:
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        frozen = {id(parameter) for module in norms for parameter in module.parameters()}
         self.moved(model)  # a glob that fits nothing stops here
-        learned = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in frozen]
-        return [Player("model", learned, self.terms, in_eval=norms)]
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        return [Player("model", list(_learned(model).values()), self.terms, in_eval=norms)]
 
     def terms(self, model: Defended, batch: Batch) -> Iterator[Tensor]:
         with same_dropout(model) as masks:
@@ -134,11 +132,17 @@ class DeepDefense(MixedDefense):
         """The parameters that the regulariser moves; None for all. Raises LabError for a glob that fits none."""
         if self.layers is None:
             return None
-        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        named = _learned(model)
         for glob in self.layers:
             fits = any(_fits(name, glob) for name in named)
             require(fits, "defense.layers", f"globs that fit parameters, such as {', '.join(list(named)[:4])}", glob)
         return [parameter for name, parameter in named.items() if any(_fits(name, glob) for glob in self.layers)]
+
+
+def _learned(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are fine-tuned, by name: all but those of BatchNorm."""
+    frozen = {id(parameter) for module in model.modules() if isinstance(module, _BatchNorm) for parameter in module.parameters()}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in frozen}
 
 
 @cache

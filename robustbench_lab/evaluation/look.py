@@ -14,6 +14,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.panel import Panel
 from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.warnings import compared, signs
+from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.identity import Run, fingerprint
@@ -40,9 +41,16 @@ class Look:
         """The panel of a resolved config (panel, budget, dataset), with its own ball, or the dataset's usual one where that is unbounded or
         of l0. Raises LabError where one of the panel's attacks cannot search it."""
         panel, budget = build(config["panel"], "panel", Panel), build(config["budget"], "budget", Budget)
-        ball = config["budget"]
+        ball, usual = config["budget"], config["dataset"]["budget"]
+        pixels = config["dataset"].get("space") == "pixels"  # where the dataset's usual ball is in other units
+        same = pixels and (budget.norm, budget.eps) == (usual["norm"], usual["eps"])
+        require(
+            not same, "budget.eps", "the size of the ball in pixels, with dataset.space=pixels: budget.eps=8/255, for example", budget.eps
+        )
         if budget.norm == "l0" or not 0 < budget.eps < math.inf:
-            ball = {**ball, **config["dataset"]["budget"]}
+            expected = "none, with dataset.space=pixels and no ball of a size: the dataset's usual one is in other units"
+            require(not (pixels and panel.images), "panel", expected, f"images={panel.images}")
+            ball = {**ball, **usual}
             budget = build(ball, "dataset.budget", Budget)
         if panel.images:
             panel.check(budget)

@@ -30,7 +30,7 @@ from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Queries, attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.models.network_space import as_shown, look_at_pixels, network_space
+from robustbench_lab.models.network_space import as_shown, check_same_space, look_at_pixels, network_space
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
@@ -126,6 +126,8 @@ class Loaded:
             for model in (defended, source):
                 if model is not None:
                     look_at_pixels(model)
+        if source is not None:
+            check_same_space(defended, source, "threat_model.overrides")
         view = attacker_view(asked.threat_model, defended, source, undefended=type(defense) is Defense)
         pixels = load_split(dataset, "test", asked.data).to(device)
         return cls(dataset, defended, defense, source, view, pixels, as_shown(defended, pixels), device)

@@ -73,6 +73,19 @@ def as_shown(model: nn.Module, pixels: ImageSet) -> ImageSet:
     return space.images(pixels)
 
 
+def check_same_space(model: nn.Module, other: nn.Module, key: str) -> None:
+    """Raises LabError, naming the key that describes `other`, where it takes other images than the model: it would be shown the model's."""
+    ours, theirs = network_space(model), network_space(other)
+    if ours is None and theirs is None:
+        return
+    same = ours is not None and theirs is not None and ours.span == theirs.span
+    if same:
+        buffers = [dict(layer.named_buffers()) for layer in (ours, theirs)]  # type: ignore[union-attr]
+        same = buffers[0].keys() == buffers[1].keys()
+        same = same and all(torch.allclose(buffers[0][name], buffers[1][name], atol=1e-4, rtol=1e-4) for name in buffers[0])
+    require(same, key, "a run whose images have gone through the same preprocessing (dataset, dataset.train_size)", "another")
+
+
 def look_at_pixels(model: nn.Module) -> None:
     """From now on the model takes images in the pixel range, whatever it was trained on."""
     for layer in model.modules():

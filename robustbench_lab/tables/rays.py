@@ -46,7 +46,8 @@ class OfRay(Metric, Knobs):
         return "ray" in (kept if isinstance(kept, list) else [kept]) and said.get("attack_misclassified") is True
 
     def measured_by(self, config: Mapping[str, Any]) -> bool:
-        return config["attack"]["_target_"].endswith(".FGSM") and config["budget"]["norm"] == "linf"
+        pixels = config.get("space") == "pixels"  # their unit is not the run's
+        return config["attack"]["_target_"].endswith(".FGSM") and config["budget"]["norm"] == "linf" and not pixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from robustbench_lab.defenses.base import Batch, Defense, Player
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended, full_precision, searched_kernels
-from robustbench_lab.models.network_space import as_shown
+from robustbench_lab.models.network_space import as_shown, check_same_space
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
@@ -56,6 +56,8 @@ def fit(
         if recipe.start is None:  # else that run's are its own
             learn_statistics(model, _chosen(train_data, train), seed)
         begin(model, recipe, teacher)
+    if teacher is not None:
+        check_same_space(model, teacher, "defense.teacher")
     train_data = as_shown(model, train_data)
     own = _chosen(train_data, train)
     if (extra := defense.extra_images(teacher, own, seed)) is not None:

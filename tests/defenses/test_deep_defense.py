@@ -203,6 +203,8 @@ def test_batchnorm_is_as_in_evaluation_and_stays_as_it_is(
     )
     fit(deep_defense, model, digits[0].subset(torch.arange(100)), recipe, 0)
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    with pytest.raises(LabError, match=r"^defense\.layers: expected globs that fit parameters"):
+        replace(deep_defense, layers=["norm1.weight"]).players(model)
     assert norms
     still = {*norms, "network.normalise"}
     for name, tensor in model.state_dict().items():

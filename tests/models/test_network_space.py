@@ -12,14 +12,16 @@ from torch import nn
 from robustbench_lab.attacks.deepfool import perturbation
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
+from robustbench_lab.evaluation.asked import protocol_of
+from robustbench_lab.evaluation.look import Look
 from robustbench_lab.fronts.bit_depth import BitDepth
 from robustbench_lab.jobs.evaluate import job as evaluate
 from robustbench_lab.jobs.train import train
 from robustbench_lab.models.defended import Classifier, Defended
-from robustbench_lab.models.network_space import NetworkSpace, as_shown, look_at_pixels
+from robustbench_lab.models.network_space import NetworkSpace, as_shown, check_same_space, look_at_pixels
 from robustbench_lab.models.normalise import FirstLayer, MeanImage, Normalise, Whitening
-from robustbench_lab.settings.conf import compose
-from robustbench_lab.settings.identity import evaluation_of, run_of
+from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.identity import evaluation_of, run_of, setting_of
 
 SHAPE = (3, 4, 4)
 
@@ -96,6 +98,30 @@ def test_too_small_a_span_and_fronts_are_refused() -> None:
         as_shown(Defended(network, [BitDepth(1)]), pixels())
     with pytest.raises(LabError, match=r"^span: expected a finite number > 0"):
         NetworkSpace(layer, 0.0)
+
+
+def test_models_of_other_spaces_are_not_mixed() -> None:
+    def model(span: float, images: ImageSet) -> Defended:
+        layer = MeanImage(3, 4, 255.0)
+        layer.fit(images)
+        return Defended(Classifier(NetworkSpace(layer, span), nn.Flatten(), SHAPE))
+
+    ours, plain = model(1020.0, pixels()), Defended(Classifier(FirstLayer(), nn.Flatten(), SHAPE))
+    check_same_space(ours, model(1020.0, pixels()), "defense.teacher")
+    check_same_space(plain, plain, "defense.teacher")
+    for other in (plain, model(2040.0, pixels()), model(1020.0, pixels(20))):
+        with pytest.raises(LabError, match=r"^defense\.teacher: expected a run whose images have gone through the same preprocessing"):
+            check_same_space(ours, other, "defense.teacher")
+    with pytest.raises(LabError, match=r"^threat_model\.overrides: "):
+        check_same_space(plain, ours, "threat_model.overrides")
+
+
+def test_the_ball_of_the_network_s_space_is_none_of_pixels() -> None:
+    words = ["dataset=digits_mean_subtracted", "dataset.space=pixels", "training=digits"]
+    for more, key in (([], r"budget\.eps"), (["budget=box", "attack=deepfool"], "panel")):
+        cfg, choices = compose("evaluate", [*words, *more])
+        with pytest.raises(LabError, match=rf"^{key}: expected .*dataset\.space=pixels"):
+            Look.of(plain(cfg, "panel", "budget", "dataset"), run_of(cfg, choices, words), protocol_of(setting_of(cfg), 10))
 
 
 def test_a_run_is_trained_there_and_attacked_in_either_space(tmp_path: Path) -> None:

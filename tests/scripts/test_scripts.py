@@ -259,7 +259,7 @@ def test_a_run_that_tables_share_counts_once(monkeypatch, capsys):
     assert two[1:3] == three[1:3] == total[1:3], "both speak of the same runs"
     assert int(total[3]) == int(two[3]) + int(three[3])
     assert lines[-1] == "Trained on mnist; what was not measured, or is published elsewhere, is not in the total."
-    with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are efficient_defenses/figure1, "):
+    with pytest.raises(SystemExit, match=r"nothing in .* matches c/.*; there are deep_defense/"):
         seconds.main(["c/*"], REFERENCE)
 
 
