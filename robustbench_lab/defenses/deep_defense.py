@@ -20,7 +20,7 @@ Limits: it learns to be far from where DeepFool goes; whether that is far from t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -71,8 +71,14 @@ class DeepDefense(MixedDefense):
         require(precision == "fp32", "training.precision", "fp32: DeepFool's steps are differentiated, which bf16 spoils", precision)
         require(not compiled, "training.compile", "false: a compiled network cannot be differentiated twice", compiled)
 
+    def build(self, make_net: Callable[[], nn.Module]) -> Defended:
+        model = super().build(make_net)
+        self.moved(model)  # a glob that fits nothing stops here, before the run that this one begins from is trained
+        odd = [type(module).__name__ for module in model.modules() if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout)]
+        require(not odd, "backbone", "dropout that sets values to 0, whose masks deep_defense keeps for a step", odd)
+        return model
+
     def players(self, model: Defended) -> list[Player]:
-        self.moved(model)  # a glob that fits nothing stops here
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         return [Player("model", list(_learned(model).values()), self.terms, in_eval=norms)]
 

@@ -60,11 +60,11 @@ def train(cfg: DictConfig, run: Run, tensorboard: bool = False, force: bool | No
     train_data = load_split(dataset, "train", data)
     teacher = None
     if run.teacher is not None:
+        if recipe.start is not None:
+            check_start(model, objects(run.teacher)[1], run.name, run.teacher.name)  # before hours of training
         log.info("%s learns from %s", run.name, run.teacher.name)
         train(cfg, run.teacher, force=False)
         teacher = load_run(run.teacher, output_root_of(cfg), device)[1]
-        if recipe.start is not None:
-            check_start(model, teacher, run.name, run.teacher.name)
     with folder.locked():
         folder = folder.afresh()
         if not force and _found(folder, images):  # another process finished it while this one waited

@@ -7,7 +7,7 @@ weights as one that was never stopped, bit for bit on a CPU with as many threads
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -190,13 +190,17 @@ def backward(player: Player, model: Defended, batch: Batch, precision: str) -> T
     with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss = player.loss(model, batch)
     terms = iter([loss]) if isinstance(loss, Tensor) else loss
-    while True:
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            term = next(terms, None)
-        if term is None:
-            return total
-        term.backward()
-        total = total + term.detach()
+    try:
+        while True:
+            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                term = next(terms, None)
+            if term is None:
+                return total
+            term.backward()
+            total = total + term.detach()
+    finally:
+        if isinstance(terms, Generator):  # what it holds open, such as hooks, is closed also where a backward pass fails
+            terms.close()
 
 
 @torch.no_grad()

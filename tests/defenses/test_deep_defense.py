@@ -17,7 +17,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.models.normalise import FirstLayer, Normalise
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.training.loop import fit
+from robustbench_lab.training.loop import backward, fit
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_the_regulariser_of_chosen_layers(deep_defense: DeepDefense) -> None:
         torch.testing.assert_close(other, one if "backbone.5." in name else torch.zeros_like(one))
     assert any(bool(gradient.any()) for gradient in part)
     with pytest.raises(LabError, match=r"^defense\.layers: expected globs.*network\.backbone\.0\.weight.*'conv9'"):
-        replace(deep_defense, layers=["conv9"]).players(model)
+        replace(deep_defense, layers=["conv9"]).build(lambda: model.network)
 
 
 def test_dropout_drops_the_same_values_in_all_passes_of_a_step(deep_defense: DeepDefense) -> None:
@@ -204,13 +204,23 @@ def test_batchnorm_is_as_in_evaluation_and_stays_as_it_is(
     fit(deep_defense, model, digits[0].subset(torch.arange(100)), recipe, 0)
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     with pytest.raises(LabError, match=r"^defense\.layers: expected globs that fit parameters"):
-        replace(deep_defense, layers=["norm1.weight"]).players(model)
+        replace(deep_defense, layers=["norm1.weight"]).build(lambda: model.network)
     assert norms
     still = {*norms, "network.normalise"}
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, reference[name]) == (name.rpartition(".")[0] in still), name
     for name, tensor in digits_model.state_dict().items():
         assert torch.equal(tensor, reference[name]), "the reference is untouched"
+
+
+def test_the_hooks_go_also_where_a_backward_pass_fails(deep_defense: DeepDefense) -> None:
+    model, (x, y) = model_of(small_cnn(dropout=0.5)).train(), some()
+    player = replace(deep_defense.players(model)[0], loss=lambda m, b: (term.detach() for term in deep_defense.terms(m, b)))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        backward(player, model, batch(x, y), "fp32")
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(LabError, match=r"^backbone: expected dropout that sets values to 0.*AlphaDropout"):
+        deep_defense.build(lambda: nn.Sequential(nn.AlphaDropout(0.5)))
 
 
 def test_what_can_not_be_learned_stops(deep_defense: DeepDefense) -> None:
