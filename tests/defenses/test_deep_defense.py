@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.defenses.base import Batch
+from robustbench_lab.defenses.base import Batch, Player
 from robustbench_lab.defenses.deep_defense import DeepDefense, same_dropout
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Classifier, Defended
@@ -215,7 +215,8 @@ def test_batchnorm_is_as_in_evaluation_and_stays_as_it_is(
 
 def test_the_hooks_go_also_where_a_backward_pass_fails(deep_defense: DeepDefense) -> None:
     model, (x, y) = model_of(small_cnn(dropout=0.5)).train(), some()
-    player = replace(deep_defense.players(model)[0], loss=lambda m, b: (term.detach() for term in deep_defense.terms(m, b)))
+    held = deep_defense.terms(model.requires_grad_(False), batch(x, y))  # or it is closed as soon as nobody holds it
+    player = Player("model", [], lambda model, batch: held)
     with pytest.raises(RuntimeError, match="does not require grad"):
         backward(player, model, batch(x, y), "fp32")
     assert not any(module._forward_hooks for module in model.modules())
