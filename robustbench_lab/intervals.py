@@ -9,11 +9,12 @@ from statistics import mean, stdev
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927), as fractions of 1; images are the sample, the model is fixed."""
+def wilson_interval(successes: float, n: int, z: float = Z) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927), as fractions of 1, of 95 % or what `z` standard deviations cover; images are the
+    sample, the model is fixed."""
     p = successes / n
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1 rounding may leave p outside
 
 

@@ -52,6 +52,7 @@ def at_most(bound: float) -> Bound:
     return Bound(f"<= {bound}", lambda value: value <= bound)
 
 
+BY_NAME = "the name of a function or class, such as torchvision.models.resnet18"  # Annotated with it, a callable is what a text names
 NOT_EMPTY = Bound("of one or more", lambda value: len(value) > 0)
 
 

@@ -1,5 +1,7 @@
 """What the choices of a config group are objects of."""
 
+from typing import Any
+
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.datasets.base import Dataset
@@ -8,9 +10,10 @@ from robustbench_lab.evaluation.panel import Panel
 from robustbench_lab.models.front import Front
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.threats import Budget, ThreatModel
+from robustbench_lab.training.imported import Imported
 from robustbench_lab.training.recipe import Recipe
 
-KINDS: dict[str, type] = {
+KINDS: dict[str, Any] = {
     "attack": Attack,
     "backbone": Backbone,
     "budget": Budget,
@@ -20,5 +23,10 @@ KINDS: dict[str, type] = {
     "normalise": FirstLayer,
     "panel": Panel,
     "threat_model": ThreatModel,
-    "training": Recipe,
+    "training": Recipe | Imported,
+}
+NEEDED = {  # what choices do not say by themselves
+    ("dataset", "image_folder"): ["dataset.path=/x", "dataset.classes=2"],
+    ("backbone", "callable"): ["backbone.call=torchvision.models.squeezenet1_1", "backbone.arguments={num_classes: 10}"],
+    ("normalise", "mean_std"): ["dataset.normalise.mean=[0.5]", "dataset.normalise.std=[0.25]"],
 }

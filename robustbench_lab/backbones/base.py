@@ -32,6 +32,10 @@ class Backbone(nn.Module):
         """F, the length of the vector that the head reads."""
         return self.head.in_features
 
+    def replace_head(self, module: nn.Module) -> None:
+        """Let another module make logits [B, K] of the features."""
+        self.head = module  # type: ignore[assignment]
+
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The output of each stage of the body, by its name and in order; the last is what is pooled."""
         outputs = {}

@@ -3,7 +3,7 @@
 from torch import nn
 
 from robustbench_lab.backbones.base import Backbone, check_problem, global_average_pool, sequence
-from robustbench_lab.backbones.resnet_v1 import residual_stage, stem
+from robustbench_lab.backbones.resnet_v1 import projection, residual_stage, stem
 
 
 class ResNet18(Backbone):
@@ -63,8 +63,3 @@ def four_stages() -> dict[str, nn.Module]:
         "stage3": residual_stage(128, 256, 2, 2, projection),
         "stage4": residual_stage(256, 512, 2, 2, projection),
     }
-
-
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Option B: a 1x1 convolution with BatchNorm."""
-    return sequence(conv=nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm=nn.BatchNorm2d(out_channels))

@@ -1,7 +1,7 @@
 """The ResNets that He et al. designed for CIFAR-10."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,24 +16,37 @@ class ResNetV1(Backbone):
     Images [B, C, H, W] of any size; features [B, 64 * width], the mean of the last maps.
     Source: He et al. 2016, arXiv:1512.03385, section 4.2, option A; initialisation and place of the zero channels from
     elliothe/CVPR_2019_PNI (code/models/vanilla_models/vanilla_resnet_cifar.py), which PNI's and FM's tables rest on.
+    shortcut: where shapes change: `zeros` after the channels there are (None says so too), `zeros_around` them, as many before as after, as
+    akamaster/pytorch_resnet_cifar10 has it, or `projection`, a 1x1 convolution with BatchNorm (option B), as
+    chenyaofo/pytorch-cifar-models has it. Networks of the first two have the same weights and are not the same.
     Differs from it: `width` multiplies 16-32-64; those tables have such networks (ResNet-20 [1.5x]), that code has not.
     Raises: LabError for a depth that is not 6n+2 or a width that gives a fraction of a channel.
     """
 
-    def __init__(self, classes: int, channels: int, image_size: int, depth: int, width: float) -> None:
+    def __init__(
+        self,
+        classes: int,
+        channels: int,
+        image_size: int,
+        depth: int,
+        width: float,
+        shortcut: Literal["zeros", "zeros_around", "projection"] | None = None,
+    ) -> None:
         check_problem(classes, channels, image_size)
         check("backbone.depth", depth, Annotated[int, at_least(8)])
         require((depth - 2) % 6 == 0, "backbone.depth", "6n+2 (8, 14, 20, 32, 44, 56, ...)", depth)
         check("backbone.width", width, Positive)
         require(width * 16 % 1 == 0, "backbone.width", "a positive multiple of 1/16, such as 1, 1.5 or 2", width)
+        check("backbone.shortcut", shortcut, Literal[tuple(SHORTCUTS)] | None)
+        make = SHORTCUTS[shortcut or "zeros"]
         small, medium, large = (int(base * width) for base in (16, 32, 64))
         blocks = (depth - 2) // 6
         super().__init__(
             body=sequence(
                 stem=stem(channels, small),
-                stage1=residual_stage(small, small, blocks, 1, PaddedShortcut),
-                stage2=residual_stage(small, medium, blocks, 2, PaddedShortcut),
-                stage3=residual_stage(medium, large, blocks, 2, PaddedShortcut),
+                stage1=residual_stage(small, small, blocks, 1, make),
+                stage2=residual_stage(small, medium, blocks, 2, make),
+                stage3=residual_stage(medium, large, blocks, 2, make),
             ),
             pool=global_average_pool(),
             head=nn.Linear(large, classes),
@@ -42,19 +55,34 @@ class ResNetV1(Backbone):
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, then channels of zeros: [B, C, H, W] -> [B, out, H / stride, W / stride].
+    """Option A: every `stride`-th pixel, and channels of zeros after it: [B, C, H, W] -> [B, out, H / stride, W / stride].
+
+    before: of the zero channels, those that come first.
 
     Sizes round up, as those of a padded 3x3 convolution do: the pixels kept are those on which it is centred.
     Source: He et al. 2016, arXiv:1512.03385, section 3.3.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, before: int = 0) -> None:
         super().__init__()
         self.stride = stride
-        self.zero_channels = out_channels - in_channels
+        self.before = before
+        self.after = out_channels - in_channels - before
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.zero_channels))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def zeros_around(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    return PaddedShortcut(in_channels, out_channels, stride, before=(out_channels - in_channels) // 2)
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Option B: a 1x1 convolution with BatchNorm."""
+    return sequence(conv=nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm=nn.BatchNorm2d(out_channels))
+
+
+SHORTCUTS = {"zeros": PaddedShortcut, "zeros_around": zeros_around, "projection": projection}  # where shapes change
 
 
 class BasicBlock(nn.Module):

@@ -122,7 +122,7 @@ class FeatureMatching(MixedDefense):
                 "whose head is nn.Linear, such as backbone=resnet18 or backbone=small_resnet, or another defense"
             )
         embeddings = LabelEmbeddings(head.in_features, head.out_features, self.embedding_std, learned=self.embedding_lr > 0)
-        net.backbone.head = embeddings  # type: ignore[union-attr]
+        net.backbone.replace_head(embeddings)  # type: ignore[operator, union-attr]
         return Defended(net, own_loss=self.fullple(head.in_features))
 
     def players(self, model: Defended) -> list[Player]:

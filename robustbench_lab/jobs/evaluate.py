@@ -32,7 +32,7 @@ from robustbench_lab.evaluation.warnings import warnings_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.network_space import as_shown, check_same_space, look_at_pixels, network_space
 from robustbench_lab.settings.build import build
-from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, plain
+from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, place_of, plain
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
 from robustbench_lab.settings.images import Images, other_images, told
 from robustbench_lab.storage.files import Missing, read_arrays, write_arrays
@@ -41,6 +41,7 @@ from robustbench_lab.storage.provenance import commit
 from robustbench_lab.storage.records import OUTCOME_FILE
 from robustbench_lab.threats import Budget, ThreatModel
 from robustbench_lab.training.batches import split_validation
+from robustbench_lab.training.making import import_missing
 from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
@@ -80,6 +81,7 @@ class Asked:
         look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))
         data = plain(cfg, "data")["data"]
         images = Images(data["root"])
+        import_missing(evaluation.runs.values(), place_of(cfg))
         digests = {part: digest_of(run, output_root, images.of_run(run)) for part, run in evaluation.runs.items()}
         return cls(
             evaluation, attack, budget, threat_model, protocol, look, digests, images.of_evaluation(evaluation), output_root, data,
@@ -241,7 +243,7 @@ def _evaluated(asked: Asked, loaded: Loaded, data: ImageSet) -> Evaluated:
 
     def train() -> ImageSet:
         whole = loaded.train(asked.data)
-        return whole.subset(split_validation(len(whole), run.config["training"]["validation"])[0])
+        return whole.subset(split_validation(len(whole), run.config["training"].get("validation", 0))[0])
 
     def teacher() -> Defended | None:
         return None if run.teacher is None else load_run(run.teacher, asked.output_root, loaded.device)[1]

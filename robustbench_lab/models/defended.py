@@ -133,7 +133,8 @@ class Defended(nn.Module):
         self._search_precision = precision
         if len(self.fronts) or self.passes != 1 or self.stochastic:
             return  # fronts and draws stay where the defense put them
-        fast = FastCopy.of(self.network, self.own_loss, precision, channels_last, compiled)
+        shape = getattr(self.network, "image_shape", None)
+        fast = FastCopy.of(self.network, self.own_loss, precision, channels_last, compiled, shape)
         if fast is not None:
             self._fast.append(fast)
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_lab.errors import said
+from robustbench_lab.storage.files import say_once
+
+TRIED = 2  # images, of noise, on which a copy must answer as its network does
+
 
 def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]] | None:
     """A traced copy without the BatchNorm layers that follow a convolution, and their (convolution, BatchNorm) names.
 
-    None if the network cannot be traced.
+    None, and a word of it, if the network cannot be traced.
     """
     original = copy.deepcopy(network).eval()
     try:
         graph = torch.fx.symbolic_trace(original)
-    except Exception:  # tracing runs foreign code and may fail in any way; the plain network is always right
+    except Exception as error:  # tracing runs foreign code and may fail in any way; the plain network is always right
+        _plain(network, said(error).splitlines()[0])
         return None
     modules = dict(graph.named_modules())
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
@@ -44,6 +50,12 @@ def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph, pairs
+
+
+def _plain(network: nn.Module, reason: str) -> None:
+    """Say that a network is searched as it is."""
+    name = type(getattr(getattr(network, "backbone", network), "module", network)).__name__
+    say_once(f"attacks differentiate {name} as it is, without the faster copy that folds BatchNorm: torch.fx cannot trace it ({reason})")
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -76,13 +88,30 @@ class FastCopy(nn.Module):
 
     @classmethod
     def of(
-        cls, network: nn.Module, own_loss: Callable[[Tensor, Tensor], Tensor], precision: str, channels_last: bool, compiled: bool
+        cls,
+        network: nn.Module,
+        own_loss: Callable[[Tensor, Tensor], Tensor],
+        precision: str,
+        channels_last: bool,
+        compiled: bool,
+        image_shape: Sequence[int] | None = None,
     ) -> FastCopy | None:
-        """A copy of a network that draws nothing; None for one that cannot be traced."""
+        """A copy of a network that draws nothing; None for one that cannot be traced.
+
+        image_shape: [C, H, W] of what it takes, where that is known: then a copy that answers otherwise than its network is none.
+        """
         folded = _folded_graph(network)
         if folded is None:
             return None
         fast = cls(*folded, own_loss)
+        try:
+            fast.refresh(network)
+        except KeyError as error:  # a tensor that is in no state_dict: the plain network is always right
+            _plain(network, f"its tensor {error} is not kept with its weights")
+            return None
+        if image_shape is not None and not fast._answers_as(network, image_shape):
+            _plain(network, "the copy answers otherwise")
+            return None
         fast.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         fast.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for module in fast.graph.modules():
@@ -93,16 +122,28 @@ class FastCopy(nn.Module):
         fast.graph.to(memory_format=fast.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         fast.device_type = next(network.parameters()).device.type
         fast.run = torch.compile(fast.graph, dynamic=False) if compiled else fast.graph
-        try:
-            fast.refresh(network)
-        except KeyError:  # a tensor that is in no state_dict: the plain network is always right
-            return None
+        fast.refresh(network)
         return fast
+
+    @torch.no_grad()
+    def _answers_as(self, network: nn.Module, image_shape: Sequence[int]) -> bool:
+        """Whether the graph and its network, in eval mode, give the same on images of noise, up to rounding."""
+        device = next(network.parameters(), torch.empty(0)).device
+        noise = torch.rand((TRIED, *image_shape), generator=torch.Generator().manual_seed(0)).to(device)
+        modes = [(module, module.training) for module in network.modules()]
+        try:
+            expected, found = network.eval()(noise), self.graph.eval()(noise)
+        except RuntimeError:  # no images for it, and no question
+            return True
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max().clamp(min=1e-6)), equal_nan=True)
 
     @torch.no_grad()
     def refresh(self, network: nn.Module) -> None:
         """Take over the network's current weights."""
-        source = dict(network.state_dict(keep_vars=True))
+        source = {**dict(network.named_buffers()), **network.state_dict(keep_vars=True)}
         target = dict(self.graph.state_dict(keep_vars=True))
         for conv, norm in self.pairs:
             scale = source[f"{norm}.weight"] * (source[f"{norm}.running_var"] + network.get_submodule(norm).eps).rsqrt()

@@ -16,7 +16,7 @@ from types import FunctionType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import PLAIN, Knobs, check, check_of, is_finite, require
+from robustbench_lab.knobs import BY_NAME, PLAIN, Knobs, check, check_of, is_finite, require
 
 PACKAGES = ("robustbench_lab", "torch.optim")
 WORDS = ("_target_", "_partial_", "_stochastic_")  # of a mapping that describes an object; the last is for the names of evaluations
@@ -41,26 +41,34 @@ def dataset_of(config: Mapping[str, Any], kind: Any) -> Any:
     return build(own, "dataset", kind)
 
 
-def named(target: object, key: str) -> Callable[..., Any]:
-    """The class or function that a `_target_` names. Raises LabError for one that is not defined in `PACKAGES`, whatever imports it."""
+def named(target: object, key: str, packages: Sequence[str] = PACKAGES) -> Callable[..., Any]:
+    """The class or function that a text names. Raises LabError for one that is not defined in these packages, whatever imports it."""
     module, _, name = str(target).rpartition(".")
-    expected = f"a class or function that {' or '.join(PACKAGES)} defines"
-    require(isinstance(target, str) and _within(module), f"{key}._target_", expected, target)
+    expected = f"a class or function that {' or '.join(packages)} defines"
+    require(isinstance(target, str) and _within(module, packages), key, expected, target)
     try:
         found = getattr(import_module(module), name, None)
     except (ImportError, ValueError) as error:
-        raise LabError(f"{key}._target_: expected {expected}, got {target!r}: {error}") from error
-    require(isinstance(found, type | FunctionType) and _within(found.__module__), f"{key}._target_", expected, target)
+        raise LabError(f"{key}: expected {expected}, got {target!r}: {error}") from error
+    require(isinstance(found, type | FunctionType) and _within(found.__module__, packages), key, expected, target)
     return found  # type: ignore[return-value]
 
 
-def _within(module: str) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in PACKAGES)
+def called(name: object, key: str) -> Callable[..., Any]:
+    """The class or function that a text names, where a knob takes one by name: what others' networks are made by. Of torchvision, its
+    models alone: other functions of it fetch and write files. Raises LabError as `named` does."""
+    return named(name, key, (*PACKAGES, "torchvision.models"))
+
+
+def _within(module: str, packages: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _built(node: object, key: str, kind: Any) -> Any:
     if isinstance(node, list):
         return [_built(entry, f"{key}[{index}]", _entries(kind, Sequence)) for index, entry in enumerate(node)]
+    if isinstance(node, str) and BY_NAME in getattr(kind, "__metadata__", ()):
+        return called(node, key)
     if not isinstance(node, Mapping):
         return node
     if "_target_" in node:
@@ -75,7 +83,7 @@ def _object(node: Mapping[str, Any], key: str, kind: Any) -> Any:
     if not any(_taken(kind)):
         raise LabError(f"{key}: expected {check_of(kind).words}, got an object ({target})")
     require(isinstance(bound, bool), f"{key}._partial_", "true or false", bound)
-    callee = named(target, key)
+    callee = named(target, f"{key}._target_")
     if not _makes(callee, kind, bound):
         makers = [] if bound else [made for _, made in _taken(kind).functions if isinstance(made, type) and _results(callee, made)]
         expected = f"what makes {check_of(makers[0]).words}, with _partial_: true" if makers else check_of(kind).words

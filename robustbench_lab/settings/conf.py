@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ def path_of(value: object, key: str) -> Path:
 def output_root_of(cfg: DictConfig) -> Path:
     """Where everything is that is written."""
     return path_of(plain(cfg, "output_root")["output_root"], "output_root")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs work: everything that is written goes to output_root; data: root, download and workers of datasets; device: its name."""
+
+    output_root: Path
+    data: Mapping[str, Any]
+    device: str
+
+
+def place_of(cfg: DictConfig) -> Place:
+    return Place(output_root_of(cfg), plain(cfg, "data")["data"], str(cfg.device))
 
 
 def plain(cfg: DictConfig | dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -16,14 +16,22 @@ from omegaconf import DictConfig
 from robustbench_lab.errors import LabError, printable
 from robustbench_lab.knobs import check, require
 from robustbench_lab.settings.conf import compose, path_of, plain
-from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, merged_overrides, readable, train_overrides
+from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, merged_overrides, readable, train_overrides, written_out
 from robustbench_lab.storage.files import file_digest
 from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder, existing
 from robustbench_lab.storage.image_files import within
 from robustbench_lab.storage.records import RUN_FILE
 
 # They change no weight, or, a teacher's words, are said better by its content.
-NOT_IN_RUN = {("dataset", "test_size"), ("dataset", "budget"), ("dataset", "space"), ("dataset", "in_memory_limit"), ("defense", "teacher")}
+NOT_IN_RUN = {
+    ("dataset", "test_size"),
+    ("dataset", "budget"),
+    ("dataset", "space"),
+    ("dataset", "in_memory_limit"),
+    ("defense", "teacher"),
+    ("training", "claimed_clean"),
+    ("training", "images"),
+}
 HOW = ("attack_seed", "verdict_draws", "eot_samples", "search_precision")  # beside the groups, what changes an evaluation's result
 OF_RANDOM_OUTPUT = ("verdict_draws", "eot_samples")  # of these, what changes nothing where no output is random
 ON_REQUEST = ("attack_misclassified", "test_first", "without_noise")  # the same; what is not asked for is not in the name
@@ -60,7 +68,14 @@ class Run:
     @property
     def name(self) -> str:
         words = [self.choices[group] for group in ("dataset", "backbone", "defense")]
+        if call := self.config["backbone"].get("call"):
+            words[1] += f"_{str(call).rpartition('.')[2]}"
         return "-".join([*words, f"s{self.config['seed']}", self.fingerprint])
+
+    @property
+    def imported(self) -> bool:
+        """Whether someone else has trained it: then it is made at once, wherever it is asked for."""
+        return str(self.config["training"].get("_target_")).endswith(".Imported")
 
     @property
     def random_output(self) -> bool:
@@ -229,6 +244,7 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
 
 def _file(path: object, key: str) -> Path:
     """A file that a setting names, where it is. Raises LabError where it is not."""
+    require("://" not in str(path), key, "a file on this machine; fetch it first, and name what was fetched", path)
     found = path_of(path, key)
     try:
         is_file = found.is_file()
@@ -254,6 +270,7 @@ def _other_runs(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def run_at_words(words: Sequence[str]) -> Run:
     """The run that words of `train` describe."""
+    words = written_out(words)
     return run_of(*compose("train", [readable(word) for word in words]), words)
 
 

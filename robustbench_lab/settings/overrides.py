@@ -9,17 +9,50 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from robustbench_lab.errors import LabError
+
 RUN_GROUPS = ("dataset", "backbone", "defense", "training")
 LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, or none
 PATHS = ("output_root", "data.root", "dataset.path", "training.weights", "+training.weights", "hydra.sweep.dir")
 PATH = re.compile(r"""(?!(?:null|true|false)$)(?!['"\[{])(?:(?!\$\{)[^,])+""", re.IGNORECASE)  # no list, sweep or interpolation
+FIRST_LAYER = "normalise@dataset.normalise"  # the group of the model's first layer, and where it is
 OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
 
+SHORT = ("weights", "normalise", "output")  # words for someone else's model
+
+
+def written_out(words: Sequence[str]) -> list[str]:
+    """The same words with what is short for others as those: `weights=FILE` for an imported run, `normalise=none|imagenet|{mean, std}` for
+    the model's first layer, `output=probabilities` for what a callable's network gives."""
+    result = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in SHORT:
+            result.append(word)
+        elif key == "weights":
+            result += ["training=imported", f"training.weights={value}"]
+        elif key == "output":
+            result.append(f"backbone.gives={value}")
+        elif value.startswith("{"):
+            result += [f"{FIRST_LAYER}=mean_std", *_mean_and_std(word)]
+        elif value != "dataset":  # which it is anyway
+            result.append(f"{FIRST_LAYER}={value}")
+    return result
+
+
+def _mean_and_std(word: str) -> list[str]:
+    """Raises LabError for a mapping of other keys."""
+    value = parsed(word).value()
+    if not isinstance(value, dict) or sorted(map(str, value)) != ["mean", "std"]:
+        raise LabError(f"{word}: expected normalise={{mean: [...], std: [...]}}, one number for each channel, in units of the pixel range")
+    return [f"dataset.normalise.{key}={value[key]}".replace(" ", "") for key in ("mean", "std")]
+
+
 def merged_overrides(base: Sequence[str], more: Sequence[str]) -> list[str]:
     """`base` changed by `more`: a key named again is replaced, and a group chosen anew drops what was said about the old choice."""
-    more = [readable(override) for override in more]
+    more = [readable(override) for override in written_out(more)]
     replaced = [_key(override) for override in more]
     kept = [override for override in base if not any(_key(override) == key or _key(override).startswith(f"{key}.") for key in replaced)]
     return [*kept, *more]

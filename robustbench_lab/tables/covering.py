@@ -97,8 +97,8 @@ def _runs(evaluation: Evaluation) -> Iterator[Run]:
 
 
 def _seconds_of_training(run: Run) -> float:
-    config = run.config
-    return 2 + 0.4 * float(config["training"]["epochs"]) * (1 + _repeated({k: v for k, v in config["defense"].items() if k != "teacher"}))
+    config, epochs = run.config, float(run.config["training"].get("epochs", 0))
+    return 2 + 0.4 * epochs * (1 + _repeated({k: v for k, v in config["defense"].items() if k != "teacher"}))
 
 
 def _seconds_of_attacking(evaluation: Evaluation, words: Sequence[str]) -> float:

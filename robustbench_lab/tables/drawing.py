@@ -45,7 +45,7 @@ def kind_of(figure: Mapping[str, Any]) -> TableFigure:
         raise LabError(f"figure.kind: expected one of {', '.join(figure_kinds())}, got {kind!r}")
     usual = read_yaml(CONF / "figure" / f"{kind}.yaml")
     target, given = usual.pop("_target_"), {key: value for key, value in figure.items() if key != "kind"}
-    every = set(signature(named(target, "figure")).parameters)
+    every = set(signature(named(target, "figure._target_")).parameters)
     if not every - usual.keys() <= given.keys() <= every:
         needed = f"for {kind} {', '.join(['kind', *sorted(every - usual.keys())])}"
         meant = needed + "".join(f", perhaps {key}" for key in sorted(every & usual.keys()))

@@ -250,7 +250,7 @@ def _evaluations(run: RunFolder) -> list[EvaluationFolder]:
 
 
 def _like_training(choices: dict[str, str], config: dict[str, Any]) -> list[tuple[Any, ...]]:
-    size, epochs = config["dataset"].get("train_size"), config["training"]["epochs"]
+    size, epochs = config["dataset"].get("train_size"), config["training"].get("epochs", 0)
     alike = (choices["dataset"], choices["backbone"], choices["training"], size, epochs)
     return [(*alike, choices["defense"]), alike]
 

@@ -74,10 +74,10 @@ class Recipe(Knobs):
     after which training stops (null: never). keep: the last weights, or those of best validation accuracy.
 
     What only some recipes say:
-    weights: a file that training begins from, safetensors or a state_dict, named as the model, its network or its backbone is;
-    weights_digest: of that file. start: the words in which another run differs from this one, such as [defense=standard,training=quick],
-    for that run's weights; or `teacher`, for those of the run that the defense learns from. With either, `epochs` may be 0: the run is what
-    it began from.
+    weights: a file that training begins from, safetensors or a state_dict (training/weights.py), of the model, its network or its backbone;
+    weights_digest: of that file; rename: patterns of its names, and ours (training/matching.py). start: the words in which another run
+    differs from this one, such as [defense=standard,training=quick], for that run's weights; or `teacher`, for those of the run that the
+    defense learns from. With either, `epochs` may be 0: the run is what it began from.
     learning_rates: factors on the rate of the parameters whose names, or the ends of them, fit a glob: {head.*: 10}; several multiply.
     undecayed: such globs, of the parameters that the optimiser's weight decay spares: [bias].
     """
@@ -97,6 +97,7 @@ class Recipe(Knobs):
     keep: Literal["last", "best"]
     weights: str | None = None
     weights_digest: str | None = None
+    rename: Mapping[str, str] | None = None
     start: Literal["teacher"] | Sequence[str] | None = None
     learning_rates: Mapping[str, NotNegative] | None = None
     undecayed: Sequence[str] | None = None

@@ -25,14 +25,15 @@ from robustbench_lab.storage.folders import Missing
 from robustbench_lab.storage.records import RUN_FILE
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.checkpoints import load_weights, read_tensors
+from robustbench_lab.training.imported import Imported
 from robustbench_lab.training.recipe import Recipe
 
 
-def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
+def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe | Imported]:
     """What a run's config describes, with the weights that its seed gives."""
     dataset = dataset_of(run.config, Dataset)
     defense = build(run.config["defense"], "defense", Defense)
-    recipe = build(run.config["training"], "training", Recipe)
+    recipe = build(run.config["training"], "training", Recipe | Imported)
     usual = said(run.config, "dataset", "budget")
     check("dataset.budget", usual, Mapping[str, Any])
     check_budget(run, build({"_target_": "robustbench_lab.threats.Budget", **usual}, "dataset.budget", Budget), "dataset.budget")
@@ -55,6 +56,8 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe]:
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)
+    if isinstance(recipe, Imported):
+        return dataset, model, defense, recipe
     try:  # torch checks its knobs only here, and some in the first step
         recipe.optimizer(list(model.parameters()))
         number = torch.nn.Parameter(torch.zeros(1))

@@ -105,7 +105,7 @@ def interrupted(lab: Callable[..., Ended], outputs: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("robustbench_lab.jobs.train._write_metrics", stop)
+        patch.setattr("robustbench_lab.training.making._write_metrics", stop)
         ended = lab("train", *TINY)
     assert ended.status == 130
     folder = next((outputs / "runs").iterdir())

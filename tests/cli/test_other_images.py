@@ -87,7 +87,7 @@ def exchange(split: Path) -> None:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch, lab: Callable[..., Any]) -> Callable[..., None]:
-    """`interrupt("robustbench_lab.jobs.train._write_metrics", "train", ...)`: a command that is stopped when it comes to that function."""
+    """`interrupt("robustbench_lab.training.making._write_metrics", "train", ...)`: a command stopped when it comes there."""
 
     def call(place: str, *words: str) -> None:
         def stop(*_: object) -> None:
@@ -191,7 +191,7 @@ def test_a_folder_outside_the_data_root_is_named_in_full(images, tmp_path):
 
 
 def test_an_interrupted_training_does_not_go_on_with_other_images(lab, outputs, images, interrupt):
-    interrupt("robustbench_lab.jobs.train._write_metrics", "train", *WORDS)
+    interrupt("robustbench_lab.training.making._write_metrics", "train", *WORDS)
     exchange(images / "train")
     ended = lab("train", *WORDS)
     assert ended.status == 0
@@ -201,7 +201,7 @@ def test_an_interrupted_training_does_not_go_on_with_other_images(lab, outputs, 
 
 
 def test_an_interrupted_training_of_the_same_images_goes_on(lab, outputs, images, interrupt):
-    interrupt("robustbench_lab.jobs.train._write_metrics", "train", *WORDS)
+    interrupt("robustbench_lab.training.making._write_metrics", "train", *WORDS)
     ended = lab("train", *WORDS)
     assert "resuming" in ended.err
     assert run_json(outputs)["images"]

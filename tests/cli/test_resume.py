@@ -11,7 +11,7 @@ import torch
 
 from robustbench_lab.evaluation import judging
 from robustbench_lab.evaluation import loop as evaluation
-from robustbench_lab.jobs import train
+from robustbench_lab.training import making
 from robustbench_lab.training.checkpoints import read_tensors
 from robustbench_lab.training.state import State
 
@@ -70,7 +70,7 @@ def test_stopped_between_checkpoint_and_metrics_no_epoch_is_lost(lab, interrupte
 
 
 def test_stopped_between_the_last_checkpoint_and_its_metrics_no_epoch_is_lost(lab, outputs, tiny, monkeypatch):
-    write_metrics = train._write_metrics
+    write_metrics = making._write_metrics
 
     def stop_at_the_last(folder: Path, state: State) -> None:
         if state.epoch == 3:
@@ -78,7 +78,7 @@ def test_stopped_between_the_last_checkpoint_and_its_metrics_no_epoch_is_lost(la
         write_metrics(folder, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_write_metrics", stop_at_the_last)
+        patch.setattr(making, "_write_metrics", stop_at_the_last)
         assert lab("train", *tiny).status == 130
     (folder,) = outputs.glob("runs/*")
     assert epochs_in(folder) == [1, 2]
@@ -108,7 +108,7 @@ def test_a_forced_repetition_that_is_stopped_leaves_no_finished_run(lab, trained
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("robustbench_lab.jobs.train.fit", stop)
+        patch.setattr("robustbench_lab.training.making.fit", stop)
         assert lab("train", *tiny, "force=true").status == 130
     ended = lab("evaluate", *tiny)
     assert ended.status == 2

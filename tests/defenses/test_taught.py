@@ -14,9 +14,10 @@ from robustbench_lab.defenses.base import Batch
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
-from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.conf import compose, place_of
 from robustbench_lab.settings.identity import run_at_words, run_of
 from robustbench_lab.training.loop import fit
+from robustbench_lab.training.making import make_run
 
 N = 6
 
@@ -114,18 +115,16 @@ def test_the_teacher_is_the_run_that_its_own_words_describe() -> None:
 
 
 def test_the_teacher_is_trained_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from robustbench_lab.jobs.train import train
-
     words = ["backbone=small_cnn", "training.epochs=1", "dataset.train_size=100", "device=cpu", f"output_root={tmp_path}"]
     cfg, choices = compose("train", ["defense=distillation", *words])
-    folder = train(cfg, run_of(cfg, choices, ["defense=distillation", *words]))
+    run = run_of(cfg, choices, ["defense=distillation", *words])
+    folder = make_run(run, place_of(cfg))
     runs = sorted(path.name.split("-")[2] for path in (tmp_path / "runs").iterdir())
     assert runs == ["distillation", "tempered"]
     teacher = next(path for path in (tmp_path / "runs").iterdir() if "tempered" in path.name)
     assert json.loads((folder / "run.json").read_text())["teacher"]["name"] == teacher.name
     made = (teacher / "run.json").stat().st_mtime_ns
-    cfg.force = True
-    train(cfg, run_of(cfg, choices, ["defense=distillation", *words]))
+    make_run(run, place_of(cfg), force=True)
     assert (teacher / "run.json").stat().st_mtime_ns == made
 
 

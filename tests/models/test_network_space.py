@@ -16,12 +16,12 @@ from robustbench_lab.evaluation.asked import protocol_of
 from robustbench_lab.evaluation.look import Look
 from robustbench_lab.fronts.bit_depth import BitDepth
 from robustbench_lab.jobs.evaluate import job as evaluate
-from robustbench_lab.jobs.train import train
 from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.models.network_space import NetworkSpace, as_shown, check_same_space, look_at_pixels
 from robustbench_lab.models.normalise import FirstLayer, MeanImage, Normalise, Whitening
-from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.conf import compose, place_of, plain
 from robustbench_lab.settings.identity import evaluation_of, run_of, setting_of
+from robustbench_lab.training.making import make_run
 
 SHAPE = (3, 4, 4)
 
@@ -129,7 +129,7 @@ def test_a_run_is_trained_there_and_attacked_in_either_space(tmp_path: Path) -> 
     words = ["normalise@dataset.normalise=mean_image_network_space", "backbone=mlp", "backbone.hidden=[20]", "training.epochs=2",
              "training.optimizer.lr=0.001", "device=cpu", f"output_root={tmp_path}"]  # fmt: skip
     cfg, choices = compose("train", words)
-    folder = train(cfg, run_of(cfg, choices, words))
+    folder = make_run(run_of(cfg, choices, words), place_of(cfg))
     examples, names = {}, set()
     for space in ("network", "pixels"):
         said = [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from built_kinds import NEEDED
 from torch import Tensor
 
 from robustbench_lab.datasets.base import ImageSet
@@ -89,8 +90,10 @@ def test_an_image_of_one_grey_has_a_gradient() -> None:
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_is_a_word_that_replaces_the_datasets_own(name: str, run_objects: Callable[..., Any]) -> None:
     own = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    own |= {"mean": [0.5], "std": [0.25]} if name == "mean_std" else {}
     channels = len(own.get("mean", [0]))
-    model = run_objects(f"normalise@dataset.normalise={name}", "backbone=mlp", f"dataset.channels={channels}")[1]
+    more = NEEDED.get(("normalise", name), [])
+    model = run_objects(f"normalise@dataset.normalise={name}", "backbone=mlp", f"dataset.channels={channels}", *more)[1]
     layer, x = model.network.normalise, torch.rand(2, channels, 8, 8)
     assert f"{type(layer).__module__}.{type(layer).__name__}" == own["_target_"]
     assert layer(x).shape == x.shape

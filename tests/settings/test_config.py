@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from built_kinds import KINDS
+from built_kinds import KINDS, NEEDED
 from hydra.utils import get_object
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,7 +283,7 @@ def test_every_file_opens_with_its_command_or_source(path):
 
 @pytest.mark.parametrize("together", TOGETHER, ids=lambda together: " ".join(map("=".join, together)))
 def test_every_choice_composes_and_resolves(together):
-    words = [*map("=".join, together), *(["dataset.path=/x", "dataset.classes=2"] if ("dataset", "image_folder") in together else [])]
+    words = [*map("=".join, together), *(word for choice in together for word in NEEDED.get(choice, []))]
     cfg, choices = compose("evaluate", words)
     assert run_of(cfg, choices, words).fingerprint
     for part in set(GROUPS) - {"backbone", "profile"}:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs.train import train as train_run
 from robustbench_lab.models.defended import Defended
-from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.conf import compose, place_of
 from robustbench_lab.settings.identity import run_at_words, run_of
 from robustbench_lab.settings.overrides import readable
 from robustbench_lab.storage.files import file_digest
 from robustbench_lab.training.loop import fit
+from robustbench_lab.training.making import make_run
 from robustbench_lab.training.rates import optimizer_and_rates
 from robustbench_lab.training.recipe import MultiStep, Piecewise, Recipe
 from robustbench_lab.training.state import State
@@ -104,14 +104,14 @@ def test_what_does_not_fit_is_said(
     path = tmp_path / "w.safetensors"
     begin(r"^training.weights: expected a file of weights, but there is no ", weights=str(path))
     save_file(run_objects("backbone=mlp")[1].state_dict(), path)
-    begin(r"w.safetensors holds another architecture .* tensors differ, the first is 'network.backbone", weights=str(path))
+    begin(r"w.safetensors does not fit this network: .*missing in it: ", weights=str(path))
     begin(r"^training.weights: .* another file than this run was named by", weights=str(path), weights_digest="0" * 32)
     path.write_bytes(path.read_bytes()[:-10])
-    begin(r"^training.weights: .* is damaged, or holds more than tensors", weights=str(path))
+    begin(r"^training.weights: .* is damaged, cut short, or no file of weights", weights=str(path))
     torch.save({"epoch": 3}, tmp_path / "w.pt")
-    begin(r"^training.weights: expected names and tensors in", weights=str(tmp_path / "w.pt"))
+    begin(r"^training.weights: expected a state_dict, .*, got epoch; save", weights=str(tmp_path / "w.pt"))
     torch.save(model(0), tmp_path / "w.pt")  # a pickle of a whole module: what it says would be executed
-    begin(r"^training.weights: .* holds more than tensors", weights=str(tmp_path / "w.pt"))
+    begin(r"^training.weights: .* holds objects \(\S*Defended\) that only code could make", weights=str(tmp_path / "w.pt"))
     begin(r"^training.start: expected null for a run without a teacher", start="teacher")
     begin(r"^training.learning_rates: 'heat.\*' fits no parameter; there are network.backbone", learning_rates={"heat.*": 2})
 
@@ -122,7 +122,7 @@ def test_a_start_of_another_architecture_is_named_with_the_run(tmp_path: Path) -
     cfg, choices = compose("train", [readable(word) for word in words])
     message = r"^training\.start: expected a run of the same architecture as digits-small_cnn-\S+, got digits-mlp-\S+: \d+ tensors differ"
     with pytest.raises(LabError, match=message):
-        train_run(cfg, run_of(cfg, choices, words))
+        make_run(run_of(cfg, choices, words), place_of(cfg))
 
 
 def test_a_start_that_is_not_the_teacher_is_refused() -> None:
