@@ -167,6 +167,8 @@ def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
             verdicts = dict(zip(arrays["index"].tolist(), arrays["robust"].tolist(), strict=True))
             told = asked.look.told(record, facts, verdicts)
             record |= {"panel": {"key": key} | told["panel"], "warnings": told["warnings"]}
+        imported = evaluation.run.at(asked.output_root).record.get("imported", {"warnings": []})
+        record["warnings"] = [*imported["warnings"], *record["warnings"]]  # of weights that someone else has trained
         folder.finish(record)
     _tell(evaluation, folder, record)
     return folder.path

@@ -105,6 +105,22 @@ class Provenance(TypedDict):
     versions: NotRequired[dict[str, str | None] | None]
 
 
+class Warned(TypedDict):
+    code: str
+    message: NotRequired[str]
+
+
+class Import(TypedDict):
+    """Of a run that someone else has trained: where its weights came from, and how right it is on clean images."""
+
+    file: str | None
+    matched: str
+    n: Count
+    clean_accuracy: Share
+    others: dict[str, Share]
+    warnings: list[Warned]
+
+
 class RunContent(Provenance):
     """run.json."""
 
@@ -116,6 +132,7 @@ class RunContent(Provenance):
     parameters: NotRequired[Parameters | None]
     epochs: NotRequired[Epoch | None]
     seconds: NotRequired[Seconds | None]
+    imported: NotRequired[Import]
 
 
 class AboutRun(TypedDict):
@@ -146,11 +163,6 @@ class Metric(TypedDict):
 class Stage(TypedDict):
     attack: str
     survivors: Epoch
-
-
-class Warned(TypedDict):
-    code: str
-    message: NotRequired[str]
 
 
 class PanelTold(TypedDict):

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from robustbench_lab.datasets.base import Dataset
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.front import Front
 from robustbench_lab.models.normalise import FirstLayer
-from robustbench_lab.settings.build import build
+from robustbench_lab.settings.build import build, dataset_of
 from robustbench_lab.settings.conf import Place
 from robustbench_lab.settings.identity import Run
 from robustbench_lab.settings.images import Images, other_images, told
@@ -110,7 +111,8 @@ def _imported(run: Run, place: Place, force: bool, images: Mapping[str, str]) ->
             brought = bring(model, recipe)
             if not brought["whole"] and _learns(model):
                 learn_statistics(model, load_split(dataset, "train", place.data), run.config["seed"])
-            told_of_it = measured(run, model.to(device), load_split(dataset, "test", place.data).to(device), brought, recipe)
+            whole = dataset_of({**run.config, "dataset": run.config["dataset"] | {"test_size": None}}, Dataset)
+            told_of_it = measured(run, model.to(device), load_split(whole, "test", place.data).to(device), brought, recipe)
             recipe.check_claim(told_of_it)
             record = _content(run, folder, model, device_name(device)) | {"epochs": 0, "seconds": 0.0, "imported": told_of_it}
             folder.finish(record | told(images))
