@@ -101,7 +101,8 @@ class CallableNetwork(Backbone):
         """What counts, of what the module returns."""
         if self.output is None:
             return returned
-        if isinstance(returned, Mapping | list | tuple):
+        named = isinstance(self.output, str) and not isinstance(returned, Mapping)  # of a tuple's fields, too
+        if isinstance(returned, Mapping | list | tuple) and not named:
             return returned[self.output]  # type: ignore[index]
         return getattr(returned, str(self.output))
 

@@ -54,7 +54,8 @@ def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]
 
 def _plain(network: nn.Module, reason: str) -> None:
     """Say that a network is searched as it is."""
-    name = type(getattr(getattr(network, "backbone", network), "module", network)).__name__
+    backbone = getattr(network, "backbone", network)
+    name = type(getattr(backbone, "module", backbone)).__name__
     say_once(f"attacks differentiate {name} as it is, without the faster copy that folds BatchNorm: torch.fx cannot trace it ({reason})")
 
 

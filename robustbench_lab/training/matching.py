@@ -81,9 +81,8 @@ def matched(model: Defended, file: WeightsFile, rename: Mapping[str, str] | None
 def _unwrapped(tensors: Tensors) -> Iterator[tuple[Tensors, str, tuple[list[float], list[float]] | None]]:
     """The tensors as they are; then without the buffers of a normalisation; then with names that all begin alike cut by one part more each
     time (`module.`, `_orig_mod.`, `model.`, `1.`)."""
-    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
-    yield rest, "", None
-    rest, normalisation = _without_normalisation(rest)
+    yield tensors, "", None
+    rest, normalisation = _without_normalisation(tensors)
     without = ""
     while True:
         yield rest, without, normalisation
@@ -135,10 +134,8 @@ def _check_used(unused: set[str], file: WeightsFile, tensors: Tensors) -> None:
 def _by_name(part: nn.Module, tensors: Tensors) -> Tensors | None:
     """The whole state_dict of a part whose names and shapes are those of the tensors."""
     own = part.state_dict()
-    needed = {name: tuple(tensor.shape) for name, tensor in own.items() if not name.endswith(COUNTER)}
-    if needed != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
-        return None
-    return own | {name: _as(tensor, own[name]) for name, tensor in tensors.items()}
+    needed, given = ({name: tuple(tensor.shape) for name, tensor in one.items() if not name.endswith(COUNTER)} for one in (own, tensors))
+    return own | {name: _as(tensor, own[name]) for name, tensor in tensors.items() if name in own} if needed == given else None
 
 
 def _as(tensor: Tensor, own: Tensor) -> Tensor:
