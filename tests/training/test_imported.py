@@ -181,9 +181,7 @@ def test_a_callable_with_weights_of_its_own(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(building, "PACKAGES", (*building.PACKAGES, "somebench"))
     attack = ["attack=fgsm", "dataset.test_size=20", *HERE, f"output_root={tmp_path}", "normalise=none", "training=imported"]
     arguments = "{model_name: Somebody2020, dataset: digits, threat_model: L2}"
-    record, _, folder = evaluated(
-        [*attack, "backbone=callable", "backbone.call=somebench.utils.load_model", f"backbone.arguments={arguments}"]
-    )
+    _, _, folder = evaluated([*attack, "backbone=callable", "backbone.call=somebench.utils.load_model", f"backbone.arguments={arguments}"])
     assert "-callable_load_model-" in folder.parents[1].name
     weights = load_file(folder.parents[1] / "model.safetensors")["network.backbone.module.1.weight"]
     torch.manual_seed(3)
@@ -196,7 +194,7 @@ def test_a_run_of_ours_reads_back_whole(trained: tuple[Path, Path], tmp_path: Pa
     (folder,) = (
         path.parent for path in root.glob("runs/*/model.safetensors") if json.loads((path.parent / "run.json").read_text())["epochs"]
     )
-    record, _, mine = evaluated(
+    _, _, mine = evaluated(
         [f"weights={folder / 'model.safetensors'}", "attack=fgsm", "dataset.test_size=20", *HERE, f"output_root={tmp_path}"]
     )
     ours, theirs = load_file(folder / "model.safetensors"), load_file(mine.parents[1] / "model.safetensors")
