@@ -17,7 +17,7 @@ import hydra
 
 from robustbench_lab import __version__
 from robustbench_lab.errors import LabError, said
-from robustbench_lab.multirun import failures, job
+from robustbench_lab.multirun import failures, job, tell_sweeps
 from robustbench_lab.output import one_line, telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable, written_out
@@ -84,6 +84,7 @@ def main() -> None:
             status = 2
         except SystemExit as end:
             status = end.code
+        tell_sweeps()
         if failed := failures():  # also where the end was another error, such as a full disk
             print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
             status = status or 1

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,33 @@ from omegaconf import DictConfig, OmegaConf
 from robustbench_lab import startup
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.output import command_line, telling
-from robustbench_lab.settings.conf import path_of
+from robustbench_lab.settings.conf import path_of, plain, sweep_words
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.storage.failures import write_error
-from robustbench_lab.storage.files import read_json, storing
+from robustbench_lab.storage.files import SCHEMA, Missing, locked, read_json, remove, storing, there, write_bytes, write_json
 from robustbench_lab.storage.records import ERROR_FILE
+from robustbench_lab.tables.pages import aligned
+from robustbench_lab.tables.sweep import (
+    RESULT_FILE,
+    SWEEP_FILE,
+    SWEEPING,
+    check_objective,
+    csv_of,
+    grid,
+    headline,
+    leave_result,
+    markdown,
+    objective_of,
+    read_sweep,
+)
 
 log = logging.getLogger("robustbench_lab")
 
+_locks = ExitStack()  # of the sweeps' folders
 _sweeps: list[Path] = []
 _unwritten: list[str] = []  # failures that left no error on disk
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|overflow", re.IGNORECASE)
-PLACES = ("device", "output_root", "data.", "batch_size")  # words that say where a job runs, and nothing about its result
 
 
 class RememberSweep(Callback):
@@ -48,25 +62,73 @@ class RememberSweep(Callback):
                 return
             with storing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+            if config.hydra.job.config_name in SWEEPING:
+                begin_sweep(folder, config)
         except (LabError, *REFUSALS) as error:  # Hydra turns an exception in a callback into a warning, and then meets the same disk
             print(f"error: {refusal(error)}", file=sys.stderr)
             raise SystemExit(2) from None
 
 
-def job(cfg: DictConfig) -> None:
-    """One job of a verb. In a multirun a failing job leaves its error and the next one starts."""
+def begin_sweep(folder: Path, config: DictConfig) -> None:
+    """Take the sweep's folder: no other process works in it until this one has told its table. What jobs left there before does not count.
+
+    Raises LabError where another sweep has left its results there.
+    """
+    verb, words = str(config.hydra.job.config_name), sweep_words(config.hydra.overrides.task)
+    _locks.enter_context(locked(folder, log.info))
+    with suppress(Missing):
+        known = read_sweep(folder)
+        if (known.verb, list(known.words)) != (verb, words):
+            raise LabError(f"hydra.sweep.dir: {folder} holds another sweep, {known.command}; choose another folder for {' '.join(words)}")
+    write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": config.objective})
+    for path in [*folder.glob(f"*/{RESULT_FILE}"), *folder.glob(f"*/{ERROR_FILE}")]:
+        remove(path)
+
+
+def tell_sweeps() -> None:
+    """Write and print the table of each sweep of this command, of the jobs that there are."""
+    try:
+        for folder in _sweeps:
+            with suppress(Missing):
+                sweep = read_sweep(folder)
+                if not sweep.trials:
+                    continue
+                head, body = grid(sweep)
+                write_bytes(folder / "sweep.md", markdown(sweep).encode())
+                write_bytes(folder / "sweep.csv", csv_of(sweep).encode())
+                table = aligned("\n".join(f"| {' | '.join(row)} |" for row in (head, *body))) if body else ""
+                print(f"\n{table}{headline(sweep)}\n{folder / 'sweep.md'}")
+    except (LabError, OSError) as error:
+        log.error("the sweep's table could not be written: %s", said(error))
+    finally:
+        _locks.close()
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One job of a verb. In a multirun a failing job leaves its error and the next one starts.
+
+    Returns, of a job of a sweep, the figure of its objective: the larger the better. None where it failed, or has none.
+    """
     run = HydraConfig.get()
     one_of_many = not OmegaConf.is_missing(run.job, "num")
     if one_of_many:
-        words = [word for word in run.overrides.task if not word.startswith(PLACES)]
+        words = sweep_words(run.overrides.task)
         sys.argv = [f"robustbench_lab {run.job.config_name}", *words]  # what its records tell, in whichever process it runs
     with telling():  # the job may run in a process of its own
         try:
             check_config(cfg, str(run.job.config_name))
             verb = import_module(f"robustbench_lab.jobs.{run.job.config_name}")
             startup.done()
+            of_sweep = one_of_many and run.job.config_name in SWEEPING and there(Path(run.sweep.dir) / SWEEP_FILE)
+            if "objective" in cfg:
+                parts = [key for key in ("training", "metric", "attack_misclassified") if key in cfg]
+                check_objective(cfg.objective, str(run.job.config_name), plain(cfg, *parts))
             with enough_memory():
-                verb.main(cfg)
+                made = verb.main(cfg)
+            if of_sweep:
+                figure = objective_of(made, str(run.job.config_name), cfg.objective)
+                leave_result(Path(run.runtime.output_dir), made, list(run.overrides.task), str(run.job.config_name), figure)
+                return figure
         except Exception as error:
             if one_of_many:
                 log.error("failed: %s", said(error))
@@ -76,6 +138,7 @@ def job(cfg: DictConfig) -> None:
                 raise SystemExit(2) from None
             else:
                 raise
+    return None
 
 
 @contextmanager

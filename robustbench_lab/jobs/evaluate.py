@@ -47,8 +47,8 @@ from robustbench_lab.training.runs import check_budget, digest_of, load_run, loa
 log = logging.getLogger("robustbench_lab")
 
 
-def main(cfg: DictConfig) -> None:
-    job(cfg, evaluation_of(cfg, current_choices(), current_overrides()))
+def main(cfg: DictConfig) -> Path:
+    return job(cfg, evaluation_of(cfg, current_choices(), current_overrides()))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from robustbench_lab.settings.conf import current_choices, current_overrides, place_of
@@ -9,6 +11,6 @@ from robustbench_lab.settings.identity import run_of
 from robustbench_lab.training.making import make_run
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> Path:
     run = run_of(cfg, current_choices(), current_overrides())
-    make_run(run, place_of(cfg), force=bool(cfg.force), tensorboard=bool(cfg.tensorboard))
+    return make_run(run, place_of(cfg), force=bool(cfg.force), tensorboard=bool(cfg.tensorboard))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ from robustbench_lab.settings.values import resolved
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "conf").is_dir() else None
 CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"  # a wheel carries conf/ inside the package
+WHERE = ("device", "output_root", "data.", "batch_size", "force")  # words that say where a job runs, and nothing about its result
 PLACES = ("data", "output_root")  # keys whose texts are paths
 HYDRA_VERSION_BASE = "1.3"
 NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -48,6 +52,20 @@ def tables_folder() -> Path:
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
 OmegaConf.register_new_resolver("whole_path", lambda value: str(path_of(value, "output_root")), replace=True)
+
+
+def _sweep_name() -> str:
+    """Of a sweep's folder: its verb and a hash of the command's words, so that the same sweep again is the same folder."""
+    verb, words = sys.argv[0].split()[-1], sweep_words(sys.argv[1:])
+    return f"{verb}-{hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()}"
+
+
+def sweep_words(words: Sequence[str]) -> list[str]:
+    """Those that say what a sweep does, and not where it does it."""
+    return [str(word) for word in words if not str(word).startswith((*WHERE, "-", "hydra"))]
+
+
+OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)  # its jobs are told, and do not ask anew
 
 
 def choices(group: str) -> tuple[str, ...]:

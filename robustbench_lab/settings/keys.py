@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     ],
     "eot_samples": Count,
     "force": bool,
+    "objective": str | None,
     "plan": Literal[True, False, "full"],
     "reference": bool,
     "report": bool,
