@@ -21,7 +21,7 @@ FLOORS = (
     ("defenses", "metrics", "figures"),
     ("training",),
     ("evaluation", "report"),
-    ("multirun",),
+    ("contract", "multirun"),
     ("jobs",),
     ("__main__",),
 )
