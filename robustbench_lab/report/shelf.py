@@ -63,9 +63,11 @@ class Shelf:
             self.entries.append(Entry.of(evaluation, record))
 
     def of_runs(self) -> dict[str, list[Entry]]:
-        """The records of each run that speak of the weights it has now."""
+        """The records of each run that speak of the weights it has now, and of test images."""
         found: dict[str, list[Entry]] = {}
         for entry in filter(self.is_current, self.entries):
+            if entry.split != "test":
+                continue
             found.setdefault(entry.run, []).append(entry)
         return found
 
