@@ -44,11 +44,12 @@ examples (real handwritten digits shipped with scikit-learn; minutes on a CPU):
   python -m robustbench_lab VERB --help    the groups, their choices and every key of a verb
 """
 
-PLUGINS = {  # of launchers: the module, and the extra that brings it (None: always installed)
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", None),
-    "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+PLUGINS = {  # of launchers and sweepers: the module, and the extra that brings it (None: always installed)
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", None),
+    "hydra/launcher=submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
 }
 
 
@@ -56,14 +57,14 @@ PLANS = {"plan=true", "plan=full", "--help", "-h", "--info", "--cfg", "-c"}  # w
 
 
 def check_launcher(arguments: list[str]) -> None:
-    """Raises LabError, with what to do, when the launcher that is asked for is not installed, or has no cluster."""
+    """Raises LabError, with what to do, when the launcher or sweeper that is asked for is not installed, or has no cluster."""
     for argument in arguments:
         key, _, choice = argument.partition("=")
-        for name, (module, extra) in PLUGINS.items():
-            if key == "hydra/launcher" and choice.startswith(name) and find_spec(module) is None:
+        for word, (module, extra) in PLUGINS.items():
+            if argument.startswith(word) and find_spec(module) is None:
                 package = f"robustbench_lab[{extra}]" if extra else "hydra-joblib-launcher"
                 checkout = f" (in a checkout: python -m pip install -e '.[{extra}]')" if extra else ""
-                raise LabError(f"hydra/launcher={choice} is not installed; install it: python -m pip install '{package}'{checkout}")
+                raise LabError(f"{key}={choice} is not installed; install it: python -m pip install '{package}'{checkout}")
         if key == "hydra/launcher" and choice in ("slurm", "submitit_slurm") and which("srun") is None and not PLANS & {*arguments}:
             raise LabError(
                 f"hydra/launcher: {choice} started no job: there is no SLURM on this machine (srun is not found); start it on a login node "

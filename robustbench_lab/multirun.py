@@ -40,6 +40,7 @@ from robustbench_lab.tables.sweep import (
     markdown,
     objective_of,
     read_sweep,
+    searched_for,
 )
 
 log = logging.getLogger("robustbench_lab")
@@ -75,12 +76,16 @@ def begin_sweep(folder: Path, config: DictConfig) -> None:
     Raises LabError where another sweep has left its results there.
     """
     verb, words = str(config.hydra.job.config_name), sweep_words(config.hydra.overrides.task)
+    searched = "optuna" in str(config.hydra.sweeper._target_)
     _locks.enter_context(locked(folder, log.info))
     with suppress(Missing):
         known = read_sweep(folder)
-        if (known.verb, list(known.words)) != (verb, words):
+        if (known.verb, list(known.words), known.searched) != (verb, words, searched):
             raise LabError(f"hydra.sweep.dir: {folder} holds another sweep, {known.command}; choose another folder for {' '.join(words)}")
-    write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": config.objective})
+    objective = searched_for(verb, words) if searched else config.objective
+    write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": objective, "searched": searched})
+    if searched:  # what its trials left is what it goes on from
+        return
     for path in [*folder.glob(f"*/{RESULT_FILE}"), *folder.glob(f"*/{ERROR_FILE}")]:
         remove(path)
 
@@ -97,7 +102,7 @@ def tell_sweeps() -> None:
                 write_bytes(folder / "sweep.md", markdown(sweep).encode())
                 write_bytes(folder / "sweep.csv", csv_of(sweep).encode())
                 table = aligned("\n".join(f"| {' | '.join(row)} |" for row in (head, *body))) if body else ""
-                print(f"\n{table}{headline(sweep)}\n{folder / 'sweep.md'}")
+                print("\n".join([f"\n{table}{headline(sweep)}", *sweep.notes, str(folder / "sweep.md")]))
     except (LabError, OSError) as error:
         log.error("the sweep's table could not be written: %s", said(error))
     finally:

@@ -56,6 +56,7 @@ class Look:
             panel.check(budget)
         asked = {"test_size": config["dataset"].get("test_size"), "without_noise": without_noise or None}
         asked["space"] = "pixels" if config["dataset"].get("space") == "pixels" else None
+        asked["split"] = config.get("split")
         facts = protocol.facts(random_output=run.random_output and not without_noise)
         return cls(panel, budget, run, {"panel": config["panel"], "ball": ball, **asked, **facts})
 

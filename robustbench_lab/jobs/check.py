@@ -17,7 +17,7 @@ from robustbench_lab.settings.conf import current_choices, current_overrides, ou
 from robustbench_lab.settings.identity import run_of
 from robustbench_lab.settings.images import Images
 from robustbench_lab.threats import Budget
-from robustbench_lab.training.making import import_missing
+from robustbench_lab.training.making import make_missing
 from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     look = Look.of(plain(cfg, "panel", "budget", "dataset"), run, protocol)
     where = plain(cfg, "data")["data"]
     images = Images(where["root"])
-    import_missing([run], place_of(cfg))
+    make_missing([run], place_of(cfg), bool(cfg.train))
     if look.key(digest_of(run, output_root, images.of_run(run))) is None:
         raise LabError("panel.images: expected at least 1 for the verb check, got 0; use panel=full or panel=default")
     device = device_of(cfg.device)

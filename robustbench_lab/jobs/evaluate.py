@@ -29,6 +29,7 @@ from robustbench_lab.evaluation.protocol import Protocol
 from robustbench_lab.evaluation.record import Circumstances, record_of
 from robustbench_lab.evaluation.views import Queries, attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
+from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.network_space import as_shown, check_same_space, look_at_pixels, network_space
 from robustbench_lab.settings.build import build
@@ -41,7 +42,7 @@ from robustbench_lab.storage.provenance import commit
 from robustbench_lab.storage.records import OUTCOME_FILE
 from robustbench_lab.threats import Budget, ThreatModel
 from robustbench_lab.training.batches import split_validation
-from robustbench_lab.training.making import import_missing
+from robustbench_lab.training.making import make_missing
 from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
@@ -78,10 +79,11 @@ class Asked:
         check_view(threat_model, attack)
         protocol = protocol_of(config, cfg.batch_size)
         protocol.check(attack)
-        look = Look.of(plain(cfg, "panel", "budget", "dataset"), evaluation.run, protocol, bool(cfg.without_noise))
+        seen = plain(cfg, "panel", "budget", "dataset") | {"split": config.get("split")}
+        look = Look.of(seen, evaluation.run, protocol, bool(cfg.without_noise))
         data = plain(cfg, "data")["data"]
         images = Images(data["root"])
-        import_missing(evaluation.runs.values(), place_of(cfg))
+        make_missing(evaluation.runs.values(), place_of(cfg), bool(cfg.train))
         digests = {part: digest_of(run, output_root, images.of_run(run)) for part, run in evaluation.runs.items()}
         return cls(
             evaluation, attack, budget, threat_model, protocol, look, digests, images.of_evaluation(evaluation), output_root, data,
@@ -90,7 +92,7 @@ class Asked:
 
     @property
     def attacked_images(self) -> dict[str, str]:
-        return {name: digest for name, digest in self.images.items() if name == "test"}
+        return {name: digest for name, digest in self.images.items() if name in ("test", "validation")}
 
     def record(self, folder: EvaluationFolder, panel: bool = True) -> dict[str, Any] | None:
         """The record, if it counts and has the panel that is asked for; None where there is something to do."""
@@ -131,12 +133,23 @@ class Loaded:
         if source is not None:
             check_same_space(defended, source, "threat_model.overrides")
         view = attacker_view(asked.threat_model, defended, source, undefended=type(defense) is Defense)
-        pixels = load_split(dataset, "test", asked.data).to(device)
+        pixels = _attacked_images(evaluation, dataset, asked.data).to(device)
         return cls(dataset, defended, defense, source, view, pixels, as_shown(defended, pixels), device)
 
     def train(self, data: Mapping[str, Any]) -> ImageSet:
         """The training images, as the model takes them."""
         return as_shown(self.defended, load_split(self.dataset, "train", data).to(self.device))
+
+
+def _attacked_images(evaluation: Evaluation, dataset: Dataset, data: Mapping[str, Any]) -> ImageSet:
+    """The test images, or those that the run's recipe has held out. Raises LabError where it has held out none."""
+    if evaluation.config.get("split") != "validation":
+        return load_split(dataset, "test", data)
+    train, share = load_split(dataset, "train", data), evaluation.run.config["training"].get("validation", 0)
+    held_out = split_validation(len(train), share)[1]
+    expected = "a share of the training images that is held out, for split=validation; training.validation=0.1, for example, is another run"
+    require(len(held_out) > 0, "training.validation", expected, share)
+    return train.subset(held_out)
 
 
 def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
@@ -269,7 +282,9 @@ def _crafted(asked: Asked, loaded: Loaded, data: ImageSet) -> Crafted | None:
         return None
     assert asked.evaluation.source is not None
     path = asked.evaluation.source.at(asked.output_root).crafted_file(crafted_name(asked.evaluation, asked.digests["source"]))
-    return Crafted.of(path, data, stages=len(asked.attack.stages()), afresh=asked.force, images=asked.images.get("test"))
+    return Crafted.of(
+        path, data, stages=len(asked.attack.stages()), afresh=asked.force, images=next(iter(asked.attacked_images.values()), None)
+    )
 
 
 def _partial(folder: EvaluationFolder, mark: str, begun: Outcome, protocol: Protocol, images: Mapping[str, str]) -> Outcome | None:

@@ -19,6 +19,7 @@ WIDTH = 340  # CSS pixels
 MARGIN = 10
 LINES = 8  # curves in one chart; more cannot be told apart
 LONGEST = 44  # characters of a label
+SPAN = 30  # between the largest and the smallest number of an axis, from which on it goes by the logarithm
 STEPS = (1, 2, 2.5, 5)  # between ticks, times a power of ten
 DASHES = ("none", "8 3.2", "1.6 2.4", "9.6 3.2 2.4 3.2")
 SHAPES = {  # around (0, 0)
@@ -111,6 +112,64 @@ def curves_chart(key: str, title: str, measure: str, curves: Sequence[tuple[str,
         "curves", key, title, f"{measure}, epoch by epoch. {told}.", measure=measure, curves=curves, ticks=marked, low=low, high=high,
         x=scale(1, last, 40, WIDTH - MARGIN), y=scale(low, high, 24 + 190, 24), epochs=whole,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A figure of a sweep at x, with its interval or spread, in the unit of its axis."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+
+
+def spots_chart(key: str, title: str, measure: str, across: str, curves: Sequence[tuple[str, Sequence[Spot]]], joined: bool) -> Markup:
+    """Figures over a number, `across`, for each label, with their intervals; joined: by lines. Numbers that span much go by their
+    logarithm."""
+    spots = [spot for _, points in curves for spot in points]
+    marked = ticks(min(spot.low for spot in spots), max(spot.high for spot in spots), 5)
+    low, high = min(*(spot.low for spot in spots), *marked), max(*(spot.high for spot in spots), *marked)
+    low, high = (low, high) if high > low else (low - 1, high + 1)
+    first, last = min(spot.x for spot in spots), max(spot.x for spot in spots)
+    first, last = (first, last) if last > first else (first - 1, last + 1)
+    by_logarithm = first > 0 and last / first > SPAN
+    below = [10.0**power for power in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)] if by_logarithm else []
+    below = below if len(below) > 1 else [first, last] if by_logarithm else ticks(first, last, 6)
+    place = (lambda value: math.log10(value)) if by_logarithm else (lambda value: value)
+    straight = scale(place(first), place(last), 48, WIDTH - MARGIN - 8)
+    told = "; ".join(
+        f"{label + ': ' * bool(label)}{', '.join(f'{spot.value:.4g} at {spot.x:.4g}' for spot in points)}" for label, points in curves
+    )
+    return _drawn(
+        "spots", key, title, f"{measure} over {across}. {told}.", measure=measure, across=across, curves=curves, joined=joined,
+        ticks=marked, low=low, high=high, below=below, x=lambda value: straight(place(value)), y=scale(low, high, 24 + 190, 24),
+    )  # fmt: skip
+
+
+def bars_chart(key: str, title: str, measure: str, bars: Sequence[tuple[str, Spot]]) -> Markup:
+    """A figure for each label, the best first, with its interval."""
+    low, high = min(0.0, *(spot.low for _, spot in bars)), max(0.0, *(spot.high for _, spot in bars))
+    marked = ticks(low, high, 4)
+    x = scale(low, max(high, marked[-1]) if high > low else low + 1, MARGIN, WIDTH - MARGIN - 8)
+    told = "; ".join(f"{label}: {spot.value:.4g}" for label, spot in bars)
+    return _drawn("bars", key, title, f"{measure}. {told}.", measure=measure, bars=bars, x=x, ticks=marked)
+
+
+def map_chart(
+    key: str,
+    title: str,
+    measure: str,
+    across: tuple[str, Sequence[str]],
+    down: tuple[str, Sequence[str]],
+    rows: Sequence[Sequence[float | None]],
+) -> Markup:
+    """A figure for each pair of two numbers: the name of each and its values, the rows from above."""
+    values = [value for row in rows for value in row if value is not None]
+    low, high = min(values), max(values)
+    depth = scale(low, high, 0.08, 0.85) if high > low else (lambda value: 0.4)
+    told = f"{measure}, {low:.4g} to {high:.4g}, over {across[0]} and {down[0]}."
+    return _drawn("map", key, title, told, measure=measure, across=across, down=down, rows=rows, depth=depth)
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

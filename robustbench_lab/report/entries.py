@@ -67,6 +67,7 @@ class Entry:
     white: bool
     ball: Ball
     n: int
+    split: str
     clean: float
     robust: Point
     seconds: float | None
@@ -92,6 +93,7 @@ class Entry:
             white=config["threat_model"]["sees"] == "defended",
             ball=Ball.of(config["budget"]),
             n=int(record["n"]),
+            split=str(config.get("split", "test")),
             clean=100 * record["clean_accuracy"],
             robust=Point(100 * record["robust_accuracy"], 100 * low, 100 * high),
             seconds=record.get("seconds"),

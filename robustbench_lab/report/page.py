@@ -92,6 +92,7 @@ def write_report(output_root: Path, patterns: str | Sequence[str] = (), referenc
 def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str:
     """The page as HTML; its pictures are put into the album."""
     papers = papers_of(tables, shelves, album)
+    sweeps = [article for shelf in shelves for article in shelf.sweeps()]
     loader = PackageLoader("robustbench_lab.report", "templates")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
@@ -111,6 +112,7 @@ def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str
     return environment.get_template("report.html.j2").render(
         **source,
         papers=papers,
+        sweeps=sweeps,
         articles=[article for paper in papers for article in paper.articles],
         shelves=shelves,
         shown={entry.folder.path for paper in papers for article in paper.articles for entry, _ in article.section.distinct},

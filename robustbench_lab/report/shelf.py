@@ -13,6 +13,7 @@ from robustbench_lab.errors import LabError
 from robustbench_lab.report.entries import Entry, Trained
 from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
+from robustbench_lab.report.sweeps import SweepArticle, articles_of
 from robustbench_lab.settings.conf import choice_file
 from robustbench_lab.settings.overrides import parsed
 from robustbench_lab.settings.yaml_files import read_yaml
@@ -63,9 +64,11 @@ class Shelf:
             self.entries.append(Entry.of(evaluation, record))
 
     def of_runs(self) -> dict[str, list[Entry]]:
-        """The records of each run that speak of the weights it has now."""
+        """The records of each run that speak of the weights it has now, and of test images."""
         found: dict[str, list[Entry]] = {}
         for entry in filter(self.is_current, self.entries):
+            if entry.split != "test":
+                continue
             found.setdefault(entry.run, []).append(entry)
         return found
 
@@ -102,6 +105,12 @@ class Shelf:
         paths = sorted(path for folder in folders if there(path := folder / ERROR_FILE))
         contents = [(path, self._read(path, partial(read_error, path))) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
+
+    def sweeps(self) -> list[SweepArticle]:
+        found, problems = articles_of(self.root)
+        for folder, reason in problems.items():
+            self._problem(folder, reason.removeprefix(str(folder)).strip())
+        return found
 
     def galleries(self, section: Section, album: Album) -> list[Gallery]:
         found = []

@@ -300,9 +300,19 @@ def setting_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
     require(space in (None, "network", "pixels"), "dataset.space", "network or pixels", space)
     if space == "pixels":  # the space that such a run is trained in needs no word
         config["space"] = space
-    asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]}
+    asked = {key: cfg[key] for key in ON_REQUEST if cfg[key]} | ({"split": "validation"} if split_of(cfg) == "validation" else {})
     lists = plain(cfg, *(group for group in LISTS if group in cfg))
     return config | asked | {group: entries for group, entries in lists.items() if entries}
+
+
+def split_of(cfg: DictConfig | dict[str, Any]) -> str:
+    """Which images are attacked: test, or validation, those that the run's recipe has held out. Raises LabError where an objective on the
+    one is asked of the other."""
+    split, objective = cfg.get("split"), str(cfg.get("objective") or "").lstrip("-")
+    implied = "validation" if objective.startswith("validation_") else None
+    require(split in (None, "test", "validation"), "split", "test, validation, or null: as the objective says", split)
+    require(not (implied and split == "test"), "split", f"validation, or null, with objective={objective}", split)
+    return split or implied or "test"
 
 
 def evaluation_from(

@@ -32,7 +32,10 @@ class Images:
 
     def of_evaluation(self, evaluation: Evaluation) -> dict[str, str]:
         """Those that are attacked, and those of its runs."""
-        found = self.of_split(evaluation.run, "test")
+        if evaluation.config.get("split") == "validation":
+            found = {"validation": digest for digest in self.of_split(evaluation.run, "train").values()}  # noqa: B035 (one, or none)
+        else:
+            found = self.of_split(evaluation.run, "test")
         for part, run in evaluation.runs.items():
             found |= _prefixed(part, self.of_run(run))
         return found

@@ -37,8 +37,10 @@ KEYS: dict[str, Any] = {
     "seed": Seed,
     "table_profile": str,
     "tables": Annotated[Names, "names or globs of tables, such as [fm/table1,quick/*]"],
+    "split": Literal["test", "validation"] | None,
     "tensorboard": bool,
     "test_first": Count | None,
+    "train": bool,
     "verdict_draws": Count,
     "without_noise": bool,
 }

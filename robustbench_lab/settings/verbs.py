@@ -28,9 +28,9 @@ VERBS = {
     "report": "write one page with every table, chart, picture and record there is",
 }
 VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
-HYDRAS_GROUPS = ("hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
+HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
 HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
-HYDRAS_KEYS = ("hydra.launcher.", *HYDRAS_TEXTS)
+HYDRAS_KEYS = ("hydra.launcher.", "hydra.sweeper.", *HYDRAS_TEXTS)
 NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
 FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 

@@ -43,11 +43,12 @@ SHARES = ("robust_accuracy", "clean_accuracy", "attacked_accuracy", "validation_
 
 
 class SweepContent(TypedDict):
-    """sweep.json."""
+    """sweep.json. searched: whether a sweeper chose the jobs by the objective, and no grid."""
 
     verb: Literal["train", "evaluate"]
     words: list[str]
     objective: str | None
+    searched: NotRequired[bool]
 
 
 class ResultContent(TypedDict):
@@ -111,16 +112,35 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """verb, words, objective: of the command; trials: its jobs, in their order."""
+    """verb, words, objective: of the command; trials: its jobs, in their order; searched: whether the objective chose them."""
 
     verb: str
     words: Sequence[str]
     objective: str | None
     trials: Sequence[Trial]
+    searched: bool = False
 
     @property
     def command(self) -> str:
-        return command_line(self.verb, ["--multirun", *self.words])
+        return command_line(self.verb, ["--multirun", *(["hydra/sweeper=optuna"] if self.searched else []), *self.words])
+
+    @property
+    def of_validation(self) -> bool:
+        """Whether the figures are of images that the recipe held out."""
+        return self.verb == "evaluate" and (
+            (self.objective or "").lstrip("-").startswith("validation_") or "split=validation" in self.words
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the figures."""
+        if self.of_validation:
+            return ["Accuracies are of validation images, which the recipe held out; evaluate the best one on test images."]
+        if self.searched and self.verb == "evaluate":
+            return [
+                "Chosen by its accuracy on test images: the best one's figure is too good to be reported; objective=validation_... is not."
+            ]
+        return []
 
     @cached_property
     def done(self) -> list[Trial]:
@@ -159,6 +179,8 @@ class Sweep:
     @property
     def ranked_by(self) -> str | None:
         """The figure that puts the best line first, with its sign; None where nothing was asked for, and there is no validation."""
+        if self.verb == "evaluate" and self.objective:
+            return self.objective.replace("validation_", "", 1)
         return self.objective or (VALIDATION if VALIDATION in self.figures else None)
 
     @cached_property
@@ -201,6 +223,12 @@ def check_objective(objective: str | None, verb: str, config: Mapping[str, Any])
         raise LabError(f"objective: expected one of {', '.join(known)} for {verb}, or -<name> where less is better, got {objective!r}")
 
 
+def searched_for(verb: str, words: Sequence[str]) -> str:
+    """The objective of a search: what its words say, or a figure of validation images."""
+    said = [word.removeprefix("objective=") for word in words if word.startswith("objective=")]
+    return said[-1] if said else VALIDATION if verb == "train" else "validation_robust_accuracy"
+
+
 def figures_of(folder: Path, verb: str) -> tuple[dict[str, float], dict[str, tuple[float, float]], int | None, list[str]]:
     """What the records in a run's or an evaluation's folder say: figures, intervals, n and codes of warnings. Raises LabError."""
     if verb == "train":
@@ -239,7 +267,7 @@ def read_sweep(folder: Path) -> Sweep:
     content = read_json(folder / SWEEP_FILE, SweepContent)
     numbers = sorted(int(name) for name in names_in(folder) if name.isdecimal())
     trials = list(filter(None, (_trial(folder / str(number), content["verb"]) for number in numbers)))
-    return Sweep(content["verb"], content["words"], content.get("objective"), trials)
+    return Sweep(content["verb"], content["words"], content.get("objective"), trials, content.get("searched", False))
 
 
 def _trial(job: Path, verb: str) -> Trial | None:
@@ -272,7 +300,7 @@ def grid(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     head = [*sweep.names, *map(title, sweep.figures), *(["seeds"] if sweep.seeds else ["n"] * (sweep.verb == "evaluate")), "warnings"]
     body = []
     for line in sweep.lines:
-        row = [*line.values, *(told(line, name) for name in sweep.figures)]
+        row = [*map(shown, line.values), *(told(line, name) for name in sweep.figures)]
         if sweep.seeds:
             row.append(str(len(line.trials)))
         elif sweep.verb == "evaluate":
@@ -281,6 +309,14 @@ def grid(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     if not any(row[-1] for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
     return head, body
+
+
+def shown(value: str) -> str:
+    """A value in six digits: a sweeper's have sixteen."""
+    try:
+        return f"{float(value):.6g}" if len(value) > 8 else value
+    except ValueError:
+        return value
 
 
 def title(figure: str) -> str:
@@ -304,7 +340,7 @@ def headline(sweep: Sweep) -> str:
     if not sweep.lines:
         return f"none of {len(sweep.trials)} jobs has finished"
     best = sweep.lines[0]
-    which = ", ".join(f"{name}={value}" for name, value in zip(sweep.names, best.values, strict=True)) or "all alike"
+    which = ", ".join(f"{name}={shown(value)}" for name, value in zip(sweep.names, best.values, strict=True)) or "all alike"
     objective = (sweep.ranked_by or "").lstrip("-")
     figure = f": {objective.replace('_', ' ')} {told(best, objective)}{' %' * (objective in SHARES)}" if objective in sweep.figures else ""
     more = f" over {len(best.trials)} seeds" if sweep.seeds else ""
@@ -318,7 +354,7 @@ def markdown(sweep: Sweep) -> str:
     fixed = [word for word in sweep.words if word.partition("=")[0].lstrip("+") not in sweep.varied]
     page = [f"# A sweep of `{sweep.verb}`", "", headline(sweep) + ".", ""]
     page += [aligned("\n".join(lines))] if body else []
-    page += [f"Of each line: {_of_each(sweep)}.", ""] if body else []
+    page += [f"Of each line: {_of_each(sweep)}.", "", *(line for note in sweep.notes for line in (f"**{note}**", ""))] if body else []
     failed = [f"- {md(_words(trial, sweep))}: {md(trial.error or '')}" for trial in sweep.failed]
     page += ["Jobs that failed:", "", *failed, ""] if failed else []
     page += [f"Everywhere: `{' '.join(fixed)}`", ""] if fixed else []

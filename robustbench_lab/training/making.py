@@ -87,12 +87,10 @@ def make_run(run: Run, place: Place, *, force: bool = False, tensorboard: bool =
     return folder.path
 
 
-def import_missing(runs: Iterable[Run], place: Place) -> None:
-    """Make those that someone else has trained, wherever they are asked for: the runs, and what they learn from."""
+def make_missing(runs: Iterable[Run], place: Place, train: bool) -> None:
+    """Make the runs that someone else has trained, wherever they are asked for; train: the others too, and what they learn from."""
     for run in runs:
-        if run.teacher is not None:
-            import_missing([run.teacher], place)
-        if run.imported:
+        if run.imported or train:
             make_run(run, place)
 
 

@@ -106,7 +106,7 @@ def digest_of(run: Run, output_root: Path, images: Mapping[str, str] = NO_IMAGES
         objects(run)  # a wrong knob is why
         words = "/".join(run.choices[group] for group in ("dataset", "backbone", "defense"))
         missing = f"no finished run for {words} seed {run.config['seed']} ({run.fingerprint})"
-        remedy = "; train it with the same settings: python -m robustbench_lab train ..."
+        remedy = "; train it with the same settings: python -m robustbench_lab train ..., or add train=true"
         raise LabError(missing + nearest_runs(run, output_root) + remedy) from None
 
 
