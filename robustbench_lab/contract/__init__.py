@@ -1,4 +1,4 @@
-"""What every attack, defense, backbone and dataset keeps, as checks that any package's tests can call.
+"""What every attack, defense, backbone, dataset and table keeps, as checks that any package's tests can call.
 
     from robustbench_lab.contract import check_attack, clauses
 
@@ -15,23 +15,23 @@ torch before a clause is made, so that pytest may load the plugin in any run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from robustbench_lab.contract.clause import Clause
 
-GROUPS = ("attack", "defense", "backbone", "dataset")
+GROUPS = ("attack", "defense", "backbone", "dataset", "table")
 
 
-def clauses(group: str, choice: str, words: Sequence[str] = ()) -> Iterator[Clause]:
-    """Every clause for one choice of `attack`, `defense`, `backbone` or `dataset`.
+def clauses(group: str, choice: str, words: Sequence[str] = ()) -> list[Clause]:
+    """Every clause for one choice of `attack`, `defense`, `backbone` or `dataset`, or for one `table`, <paper>/<table>.
 
     words: further words for what the choice says only with them, such as `backbone.call=torchvision.models.resnet18`.
     Raises LabError for a choice that is not there or cannot be built.
     """
     if group not in GROUPS:
         raise ValueError(f"a contract is one of {', '.join(GROUPS)}, not {group!r}")
-    yield from import_module(f"{__name__}.{group}s").clauses(choice, tuple(words))
+    return list(import_module(f"{__name__}.{group}s").clauses(choice, tuple(words)))
 
 
 def check_attack(choice: str, words: Sequence[str] = ()) -> None:
@@ -55,6 +55,11 @@ def check_dataset(choice: str, words: Sequence[str] = ()) -> None:
     Raises errors.MissingFiles where its files are not under ROBUSTBENCH_LAB_DATA: then most of the contract has not been tried.
     """
     _check("dataset", choice, words)
+
+
+def check_table(name: str) -> None:
+    """Stop where conf/table/<paper>/<table>.yaml cannot be read, or its cells do not compose; nothing is trained."""
+    _check("table", name, ())
 
 
 def _check(group: str, choice: str, words: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What is behind the choices of a group: which of their objects differ in more than numbers, and which clauses are tried with each."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def kinds(group: str) -> list[str]:
     return firsts({name: kind(made(group, name)) for name in names(group)})
 
 
-def tried(group: str, name: str, clauses: Iterator[Clause]) -> list[Any]:
+def tried(group: str, name: str, clauses: Iterable[Clause]) -> list[Any]:
     """Of a choice's clauses, as parameters of a test, those that one with an equal class or kind before it has not been tried with."""
     asked = {"choice": True, "kind": name in kinds(group), "class": name in classes(group)}
     return [pytest.param(clause, id=f"{name}-{clause}") for clause in clauses if asked[clause.depends_on]]
