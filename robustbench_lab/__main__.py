@@ -21,6 +21,7 @@ from robustbench_lab.multirun import failures, job, tell_sweeps
 from robustbench_lab.output import one_line, telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable, written_out
+from robustbench_lab.settings.packages import taken
 from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words, options_first
 
@@ -107,7 +108,7 @@ def command() -> None:
     if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
-    arguments = written_out(arguments)
+    arguments = written_out(taken(arguments))
     sys.argv = [f"robustbench_lab {verb}", *map(readable, options_first(arguments))]
     check_environment()
     check_launcher(arguments)

@@ -68,9 +68,9 @@ def chart_of(sweep: Sweep, key: str, told: str) -> Markup | None:
     for line in lines:
         groups.setdefault(", ".join(shown(line.values[place]) for place in others), []).append(line)
     if numeric and len(groups) <= LINES and len(lines) > len(groups):
-        curves = [
-            (label, sorted((_spot(line, figure, numeric[0]) for line in group), key=lambda spot: spot.x)) for label, group in groups.items()
-        ]
+        spots = {label: [_spot(line, figure, numeric[0]) for line in group] for label, group in groups.items()}
+        named = len(spots) > 1  # a line alone needs no name
+        curves = [(label if named else "", sorted(points, key=lambda spot: spot.x)) for label, points in spots.items()]
         return spots_chart(key, told, measure, sweep.names[numeric[0]], curves, joined=not sweep.searched)
     bars = [(", ".join(map(shown, line.values)), _spot(line, figure, None)) for line in lines[:MOST_BARS]]
     return bars_chart(key, told, measure, bars)

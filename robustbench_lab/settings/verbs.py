@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, choices, tables_folder
+from robustbench_lab.settings.conf import CONF, choices, groups, tables_folder
 from robustbench_lab.settings.overrides import LISTS, parsed
+from robustbench_lab.settings.packages import FOLDERS, PACKAGES, check_sources, sources
 from robustbench_lab.settings.refusals import refusal
 
 VERBS = {
@@ -27,11 +28,12 @@ VERBS = {
     "reproduce": "train and evaluate what tables still miss, then write them and the report",
     "report": "write one page with every table, chart, picture and record there is",
 }
-VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
+PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
+VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
 HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
 HYDRAS_KEYS = ("hydra.launcher.", "hydra.sweeper.", *HYDRAS_TEXTS)
-NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
+NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
 FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 
 
@@ -151,10 +153,13 @@ def check_environment() -> None:
     for name, value in os.environ.items():
         if name.startswith("ROBUSTBENCH_LAB_") and name not in VARIABLES:
             raise LabError(f"{name}: no such environment variable is read; expected one of {', '.join(VARIABLES)}")
-        if name in VARIABLES and not value.strip():
+        if name in PATHS and not value.strip():
             raise LabError(f"{name}: expected a path, got an empty text; set it, or unset it for the usual place")
     if not (folder := tables_folder()).is_dir():
         raise LabError(f"ROBUSTBENCH_LAB_TABLES: expected a folder of tables, <paper>/<table>.yaml, but there is no {folder}")
+    check_sources(groups())
+    for group in groups() if sources() else ():
+        choices(group)  # stops where two have one name
 
 
 def groups_of(verb: str) -> str:

@@ -352,7 +352,7 @@ def markdown(sweep: Sweep) -> str:
     head, body = grid(sweep)
     lines = [f"| {' | '.join(md(cell) for cell in row)} |" for row in (head, *body)]
     fixed = [word for word in sweep.words if word.partition("=")[0].lstrip("+") not in sweep.varied]
-    page = [f"# A sweep of `{sweep.verb}`", "", headline(sweep) + ".", ""]
+    page = [f"# A sweep of `{sweep.verb}`", "", md(headline(sweep)) + ".", ""]
     page += [aligned("\n".join(lines))] if body else []
     page += [f"Of each line: {_of_each(sweep)}.", "", *(line for note in sweep.notes for line in (f"**{note}**", ""))] if body else []
     failed = [f"- {md(_words(trial, sweep))}: {md(trial.error or '')}" for trial in sweep.failed]
