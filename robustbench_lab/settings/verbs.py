@@ -28,6 +28,10 @@ VERBS = {
     "reproduce": "train and evaluate what tables still miss, then write them and the report",
     "report": "write one page with every table, chart, picture and record there is",
 }
+QUICK = {  # verbs that no config is composed for: words go to `main` of their module
+    "new": "write the files of an attack, defense, backbone, dataset or table of your own",
+}
+MODULES = {"new": "robustbench_lab.new.writing"}
 PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
 VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")

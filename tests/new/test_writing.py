@@ -76,6 +76,15 @@ def test_the_first_package_of_the_variable_is_written_into(
     assert "export ROBUSTBENCH_LAB_PACKAGES=otherlab\n" in capsys.readouterr().out
 
 
+def test_a_name_of_another_package_s_choice_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "otherlab" / "conf" / "attack").mkdir(parents=True)
+    (here / "otherlab" / "conf" / "attack" / "theirs.yaml").touch()
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("ROBUSTBENCH_LAB_PACKAGES", "otherlab")
+    with pytest.raises(LabError, match=r"^theirs: .*otherlab/conf/attack/theirs\.yaml is attack=theirs already"):
+        main(["attack", "theirs", "--package", "mylab"])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -93,8 +102,8 @@ def test_the_first_package_of_the_variable_is_written_into(
         ("attack ../x --package mylab", r"^\.\./x: expected a name of letters"),
         ("attack class --package mylab", r"^class: expected a name of letters"),
         (f"attack {'x' * 41} --package mylab", r"at most 40"),
-        ("attack pgd --package mylab", r"^pgd: attack=pgd is a choice of robustbench_lab \(.*pgd\.yaml\); choose another name"),
-        ("table digits --package smoke", r"^digits: table=digits is a choice of robustbench_lab"),
+        ("attack pgd --package mylab", r"^pgd: .*conf/attack/pgd\.yaml is attack=pgd already; choose another name"),
+        ("table digits --package smoke", r"^digits: .*conf/table/smoke/digits\.yaml is table=digits already"),
         ("attack budget --package mylab", r"^budget: expected a name of its own, but its class would be called Budget"),
     ],
 )
