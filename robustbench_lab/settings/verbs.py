@@ -13,12 +13,16 @@ import yaml
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, choices, groups, tables_folder
+from robustbench_lab.output import one_line
+from robustbench_lab.settings.conf import CONF, choice_file, choices, groups, tables_folder
 from robustbench_lab.settings.overrides import LISTS, parsed
-from robustbench_lab.settings.packages import FOLDERS, PACKAGES, check_sources, sources
+from robustbench_lab.settings.packages import FOLDERS, PACKAGES, check_sources, sources, whose
+from robustbench_lab.settings.pieces import piece
 from robustbench_lab.settings.refusals import refusal
+from robustbench_lab.settings.values import Unresolved
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
@@ -36,7 +40,7 @@ PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TAB
 VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
 HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
-HYDRAS_KEYS = ("hydra.launcher.", "hydra.sweeper.", *HYDRAS_TEXTS)
+HYDRAS_KEYS = ("hydra.launcher.", *(f"hydra.sweeper.{key}" for key in ("n_trials", "n_jobs", "seed", "storage")), *HYDRAS_TEXTS)
 NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
 FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 
@@ -161,9 +165,29 @@ def check_environment() -> None:
             raise LabError(f"{name}: expected a path, got an empty text; set it, or unset it for the usual place")
     if not (folder := tables_folder()).is_dir():
         raise LabError(f"ROBUSTBENCH_LAB_TABLES: expected a folder of tables, <paper>/<table>.yaml, but there is no {folder}")
-    check_sources(groups())
-    for group in groups() if sources() else ():
-        choices(group)  # stops where two have one name
+    _check_others()
+
+
+def _check_others() -> None:
+    """Stop at choices of others that cannot be used as ours are, in whichever folder they lie. Raises LabError, naming the file."""
+    if not sources():
+        return
+    known = [group for group in groups() if group != "hydra"]  # which would say what Hydra runs
+    check_sources(known)
+    for group in known:
+        for choice in choices(group):  # stops where two have one name
+            path = choice_file(group, choice)
+            if path is None or not whose(path) or group in ("table", "grid"):
+                continue
+            try:
+                piece(group, choice)
+            except Unresolved as error:
+                expected = "a mapping, with defaults of this group or of the form /group@key"
+                raise LabError(
+                    f"{group}={choice}: expected {expected} in {path}, got more: what it does to other keys is not taken"
+                ) from error
+            except (yaml.YAMLError, OmegaConfBaseException) as error:
+                raise LabError(f"{group}={choice}: {path} cannot be read: {one_line(str(error))}") from error
 
 
 def groups_of(verb: str) -> str:
