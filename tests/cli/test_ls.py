@@ -28,7 +28,7 @@ def test_each_choice_of_ours_says_what_it_is(group: str) -> None:
     ("header", "sentence"),
     [
         ("# python -m robustbench_lab evaluate attack=x\n# One. Two.\na: 1  # Three.", "One."),
-        ("# python -m robustbench_lab train x=y\n#   z=1\n# One, by A et al. 2019, at .02\n# and 0.5. Two.", "One, by A et al. 2019, at .02 and 0.5."),
+        ("# python -m robustbench_lab train x=y\n#   z=1\n# By A et al. 2019,\n# at .02. Two.", "By A et al. 2019, at .02."),
         ("# @package _global_\n# make x\n#\n# One\n#\n# Two.", "One"),
         ("# figure: {kind: x}\na: 1", ""),
         ("a: 1\n# One.", ""),
@@ -49,7 +49,9 @@ def test_nothing_is_finished_yet(lab: Lab, outputs: Path) -> None:
     assert not outputs.exists()
 
 
-def test_a_finished_run_is_counted_without_a_record_and_elsewhere(lab: Lab, lab_in: Callable, trained: Path, outputs: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_counted_without_a_record_and_elsewhere(
+    lab: Lab, lab_in: Lab, trained: Path, outputs: Path, tmp_path: Path
+) -> None:
     for ended in (lab("ls", "runs", "training"), lab_in(tmp_path / "other", "ls", "runs", f"output_root={outputs}", "training")):
         assert (ended.status, ended.err) == (0, "")
         runs, _, training = ended.out.partition("\n\n")

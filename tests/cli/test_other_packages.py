@@ -40,7 +40,8 @@ def test_a_package_is_trained_evaluated_tabulated_and_reported(lab: Lab, outputs
     assert page.count("![Sides (%)](sides.png)") == 1
     for (defense, attack), record in told.items():
         column = "one step" if attack == "uphill" else "half a step"
-        assert re.search(rf"^\| {defense} +\| {column} +\| robust accuracy, % +\| {100 * record['robust_accuracy']:.2f} ", page, re.MULTILINE)
+        robust = f"{100 * record['robust_accuracy']:.2f}"
+        assert re.search(rf"^\| {defense} +\| {column} +\| robust accuracy, % +\| {robust} ", page, re.MULTILINE)
     assert "Sides (%)" in (outputs / "report" / "index.html").read_text()
 
     again = lab("train", *RUN, "defense=noisy")
@@ -53,8 +54,9 @@ def test_a_package_is_trained_evaluated_tabulated_and_reported(lab: Lab, outputs
     listed = lab("ls", "runs", "attack", "defense", "table")
     assert listed.status == 0, listed.err
     assert f"2 finished runs in {outputs / 'runs'}" in listed.out
-    robust = 100 * told["noisy", "uphill"]["robust_accuracy"]
-    assert re.search(rf"sides-mlp_toy-noisy-s0-\w+ +clean \d+\.00 % +robust {robust:.2f} % \(uphill, l2 0\.2, n = 50\)$", listed.out, re.MULTILINE)
+    accuracies = [f"{100 * told['noisy', 'uphill'][key]:.2f}" for key in ("clean_accuracy", "robust_accuracy")]
+    line = r"^  sides-mlp_toy-noisy-s0-\w+ +clean {} % +robust {} % \(uphill, l2 0\.2, n = 50\)$".format(*accuracies)
+    assert re.search(line, listed.out, re.MULTILINE)
     assert re.search(r"^  uphill_half +2 records +\[theirlab\]  Half of it\.$", listed.out, re.MULTILINE)
     assert re.search(r"^  noisy +1 run +\[theirlab\]$", listed.out, re.MULTILINE)
     assert re.search(r"^  theirs/sides +\[theirlab\]  Sides \(%\)$", listed.out, re.MULTILINE)

@@ -95,7 +95,7 @@ def test_an_entry_point_names_a_package(installed: Callable[[str], None], tmp_pa
 
 def test_a_broken_entry_point_is_told_as_such(installed: Callable[[str], None]) -> None:
     installed("gone")
-    with pytest.raises(LabError, match="^the installed entry point robustbench_lab = gone: .*there is no gone; install it again"):
+    with pytest.raises(LabError, match=r"^the installed entry point robustbench_lab = gone: .*there is no gone; install it again"):
         check_environment()
 
 
@@ -182,7 +182,7 @@ def test_a_running_cluster_is_told_the_variables(folder: Path, monkeypatch: pyte
     ("name", "said"),
     [
         ("nowhere", r"^ROBUSTBENCH_LAB_PACKAGES: expected a package that Python can import, but there is no nowhere; is its folder in"),
-        ("nowhere.inside", r"^ROBUSTBENCH_LAB_PACKAGES: nowhere\.inside cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("nowhere.inside", r"^ROBUSTBENCH_LAB_PACKAGES: nowhere\.inside cannot be imported: .* No module named 'nowhere'"),
         ("my-lab", r"^ROBUSTBENCH_LAB_PACKAGES: expected names of packages with commas between them, .*, got 'my-lab'"),
         ("/home/mylab", r"^ROBUSTBENCH_LAB_PACKAGES: expected names of packages"),
         ("json,robustbench_lab.attacks", r"^ROBUSTBENCH_LAB_PACKAGES: expected packages of others, got 'robustbench_lab\.attacks'"),
