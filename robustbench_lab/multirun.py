@@ -32,6 +32,7 @@ from robustbench_lab.tables.sweep import (
     RESULT_FILE,
     SWEEP_FILE,
     SWEEPING,
+    Sweep,
     check_objective,
     csv_of,
     grid,
@@ -85,6 +86,8 @@ def begin_sweep(folder: Path, config: DictConfig) -> None:
     objective = searched_for(verb, words) if searched else config.objective
     write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": objective, "searched": searched})
     if searched:  # what its trials left is what it goes on from
+        for note in Sweep(verb, words, objective, (), searched).on_test_images:
+            log.warning("%s", note)
         return
     for path in [*folder.glob(f"*/{RESULT_FILE}"), *folder.glob(f"*/{ERROR_FILE}")]:
         remove(path)
