@@ -33,9 +33,11 @@ VERBS = {
     "report": "write one page with every table, chart, picture and record there is",
 }
 QUICK = {  # verbs that no config is composed for: words go to `main` of their module
+    "export": "write a finished run as a folder for others: weights, settings, a model card, RobustBench's entry",
+    "ls": "list what there is: groups, the choices of one, tables, finished runs",
     "new": "write the files of an attack, defense, backbone, dataset or table of your own",
 }
-MODULES = {"new": "robustbench_lab.new.writing"}
+MODULES = {"export": "robustbench_lab.jobs.export", "ls": "robustbench_lab.jobs.ls", "new": "robustbench_lab.new.writing"}
 PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
 VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
