@@ -275,3 +275,13 @@ def test_a_held_out_image_is_not_its_own_neighbour(lab, outputs, tiny, monkeypat
     seen.clear()
     assert lab("evaluate", *words).status == 0
     assert set(seen) == {200}
+
+
+def test_the_report_shows_models_of_others_with_their_warnings(lab, outputs, tiny, trained):
+    weights = f"weights={trained / 'model.safetensors'}"
+    words = [weights, "backbone=small_cnn", "attack=fgsm", "panel=none", "dataset.test_size=40", "device=cpu"]
+    assert lab("evaluate", *words).status == 0
+    assert lab("report", "reference=false").status == 0
+    page = (outputs / "report" / "index.html").read_text()
+    assert "model.safetensors as small_<wbr>cnn on digits" in page
+    assert 'class="loud">preprocessing' not in page
