@@ -1,187 +1,141 @@
-"""List what there is: groups, the choices of one with a line each, tables, and finished runs. No torch, and no config is composed."""
+"""`python -m robustbench_lab ls [GROUP ...]`: the choices there are, with a line each, the tables, and the runs that are finished."""
 
 from __future__ import annotations
 
-import ast
+import math
 import os
-import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import PACKAGE, choice_file, choices, groups, path_of, project_path
+from robustbench_lab.report.entries import Entry
+from robustbench_lab.settings.conf import choice_file, choices, groups, path_of, project_path
+from robustbench_lab.settings.overrides import RUN_GROUPS
 from robustbench_lab.settings.packages import taken, whose
-from robustbench_lab.settings.yaml_files import read_yaml
-from robustbench_lab.storage.folders import OutputFolder, RunFolder
+from robustbench_lab.settings.verbs import check_environment
+from robustbench_lab.settings.yaml_files import read_yaml, summary
+from robustbench_lab.storage.folders import EvaluationFolder, OutputFolder, RunFolder
+from robustbench_lab.tables.checks import file_of
+from robustbench_lab.tables.reading import table_names
 
-OTHERS = ("runs", "table")  # that are no groups of choices
-UNTOLD = ("grid", "hydra", "table")  # folders of conf/ that hold no choices for a command line
-ABBREVIATION = re.compile(r"\b(Adv|al|vs|cf|e\.g|i\.e)$")
-SENTENCE = re.compile(r"[.:](?=\s+[^a-z\d(]|$)")
-LONGEST = 110  # characters of a line's text
+USAGE = "python -m robustbench_lab ls [GROUP ...] [output_root=FOLDER] [--config-dir=FOLDER]"
+RUNS = "runs"  # beside the groups
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`ls`, `ls GROUP ...`, `ls runs`, `ls table`; output_root=FOLDER. Raises LabError for a group that is not there, with the nearest."""
-    asked, root = [], os.environ.get("ROBUSTBENCH_LAB_OUTPUTS") or project_path("outputs")
-    for word in taken(arguments):
-        key, equals, value = word.partition("=")
-        if key == "output_root":
-            root = value
-        elif equals or word.startswith("-"):
-            raise LabError(f"{word}: ls takes names of groups and output_root=FOLDER; `ls` lists the groups")
-        else:
-            asked.append({"tables": "table", "run": "runs"}.get(word, word))
-    known = [group for group in groups() if group not in UNTOLD]
-    for name in asked:
-        if name not in (*known, *OTHERS):
-            near = get_close_matches(name, [*known, *OTHERS], 1)
-            raise LabError(f"ls {name}: expected one of {', '.join([*known, *OTHERS])}{f'; did you mean {near[0]}?' if near else ''}")
-    folder = OutputFolder(path_of(root, "output_root"))
+    """Print it. Raises LabError for a group that is not there, with the nearest, and for other words."""
+    if {"-h", "--help"} & {*arguments}:
+        print(f"{USAGE}\n\nGROUP: {', '.join([*groups(), RUNS])}; without one, how many choices each has, and where runs are.")
+        return
+    words = taken(arguments)
+    check_environment()
+    known, asked = [*groups(), RUNS], [word for word in words if not word.startswith("output_root=")]
+    for word in asked:
+        if word not in known:
+            near = get_close_matches(word, known, 1)
+            raise LabError(f"{word}: expected one of {', '.join(known)}{f'; did you mean {near[0]}?' if near else ''} ({USAGE})")
+    roots = [word.partition("=")[2] for word in words if word not in asked]
+    usual = os.environ.get("ROBUSTBENCH_LAB_OUTPUTS") or project_path("outputs")
+    output = OutputFolder(path_of(roots[-1] if roots else usual, "output_root"))
     if not asked:
-        _overview(known, folder)
-    for name in asked:
-        {"runs": _runs, "table": _tables}.get(name, lambda folder, group=name: _choices(group, folder))(folder)
+        print("\n".join(_overview(output)))
+    for number, group in enumerate(asked):
+        lines = _runs(output) if group == RUNS else _tables() if group == "table" else _choices(group, output)
+        print("\n".join(["", *lines] if number else lines))
 
 
-def _overview(known: Sequence[str], folder: OutputFolder) -> None:
-    lines = []
-    for group in known:
-        names = choices(group)
-        foreign = sum(bool(whose(path)) for name in names if (path := choice_file(group, name)) is not None)
-        lines.append((group, f"{len(names)} choices" + (f", {foreign} of others" if foreign else "")))
-    from robustbench_lab.tables.reading import table_names
-
-    lines.append(("table", f"{len(table_names())} tables"))
-    lines.append(("runs", f"{sum(1 for _ in folder.trained())} finished in {folder.root}"))
-    _print(lines)
-    print("\npython -m robustbench_lab ls GROUP    its choices, with a line each")
+def _overview(output: OutputFolder) -> list[str]:
+    rows = []
+    for group in groups():
+        files = [file_of(name) for name in table_names()] if group == "table" else [_file(group, choice) for choice in choices(group)]
+        others = Counter(filter(None, map(whose, files)))
+        told = f"{len(files) - others.total()} of robustbench_lab" + "".join(f", {count} of {name}" for name, count in others.items())
+        rows.append((group, str(len(files)), told if others else ""))
+    more = f"python -m robustbench_lab ls attack lists the attacks; so for each group, and for {RUNS}"
+    return [*_aligned(rows), _finished([*output.trained()], output), more]
 
 
-def _choices(group: str, folder: OutputFolder) -> None:
-    """Those of a group: name, what it is, where it is from if it is not ours, and in how many finished runs or records it is."""
-    counted: Counter[str] = Counter()
-    if group in ("dataset", "backbone", "defense", "training"):
-        counted.update(str(run.record.get("choices", {}).get(group)) for run in folder.trained())
-    elif group in ("attack", "threat_model"):
-        counted.update(
-            name.partition("-")[0] if group == "attack" else name.split("-")[-2] for run in folder.trained() for name in _names(run)
-        )
-    unit = "run" if group in ("dataset", "backbone", "defense", "training") else "record"
-    lines = []
-    for name in choices(group):
-        path = choice_file(group, name)
-        assert path is not None
-        foreign = whose(path)
-        done = f"{counted[name]} {unit}{'s' * (counted[name] != 1)}" if counted[name] else ""
-        notes = ", ".join(filter(None, (f"from {foreign}" if foreign else "", done)))
-        lines.append((name, first_sentence(path) + (f"  [{notes}]" if notes else "")))
-    _print(lines)
+def _choices(group: str, output: OutputFolder) -> list[str]:
+    used = _used(group, output)
+    what = "record" if group == "attack" else "run"
+    files = {choice: _file(group, choice) for choice in sorted(choices(group))}
+    counts = {choice: _counted(used[choice], what) if used[choice] else "" for choice in files}
+    rows = [(choice, counts[choice], _from(path), summary(path)) for choice, path in files.items()]
+    return [f"{group}: {_counted(len(files), 'choice')}", *_aligned(rows)]
 
 
-def _names(run: RunFolder) -> list[str]:
-    """Of the evaluations of a run."""
+def _used(group: str, output: OutputFolder) -> Counter[str]:
+    """How many finished runs have a choice of what belongs to a run, and how many of their records one of attacks."""
+    if group in RUN_GROUPS:
+        return Counter(str(run.record.get("choices", {}).get(group)) for run in output.trained())
+    if group == "attack":
+        return Counter(record.name.rsplit("-", 2)[0] for run in output.trained() for record in _records(run))
+    return Counter()
+
+
+def _tables() -> list[str]:
+    files = {name: file_of(name) for name in table_names()}
+    titles = {name: str(content.get("title", "")) for name, path in files.items() if isinstance(content := read_yaml(path), dict)}
+    rows = [(name, _from(path), titles.get(name, "")) for name, path in files.items()]
+    return [f"table: {_counted(len(files), 'table')}", *_aligned(rows)]
+
+
+def _runs(output: OutputFolder) -> list[str]:
+    runs = list(output.trained())
+    return [_finished(runs, output), *_aligned([(run.name, *_told(run)) for run in runs])]
+
+
+def _finished(runs: Sequence[RunFolder], output: OutputFolder) -> str:
+    return f"{_counted(len(runs), 'finished run')} in {output.root / RUNS}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _told(run: RunFolder) -> tuple[str, str]:
+    """Clean accuracy, of the record with the most images; and the lowest of records that count, in the ball that most of these are of."""
+    entries = []
+    for folder in _records(run):
+        with suppress(LabError):
+            entries.append(Entry.of(folder, folder.record({"run": run.digest})))
+    entries = [entry for entry in entries if entry.split == "test"]
+    if not entries:
+        return "", ""
+    clean = max(entries, key=lambda entry: entry.n).clean
+    inside = [entry for entry in entries if math.isfinite(entry.ball.eps) and not entry.record["config"].get("without_noise")]
+    if not inside:
+        return f"clean {clean:.2f} %", ""
+    ball = Counter(entry.ball for entry in inside).most_common(1)[0][0]
+    best = min((entry for entry in inside if entry.ball == ball), key=lambda entry: entry.robust.value)
+    return f"clean {clean:.2f} %", f"robust {best.robust.value:.2f} % ({best.attack}, {ball}, n = {best.n:,})"
+
+
+def _records(run: RunFolder) -> list[EvaluationFolder]:
     try:
-        return [evaluation.name for evaluation in run.evaluations()]
+        return run.evaluations()
     except LabError:
         return []
 
 
-def _tables(folder: OutputFolder) -> None:
-    from robustbench_lab.settings.yaml_files import read_yaml
-    from robustbench_lab.tables.checks import file_of
-    from robustbench_lab.tables.reading import table_names
-
-    lines = []
-    for name in table_names():
-        path = file_of(name)
-        try:
-            title = str(read_yaml(path).get("title", ""))
-        except Exception as error:  # `tables` says it whole
-            title = f"cannot be read: {type(error).__name__}"
-        foreign = whose(path)
-        lines.append((name, _cut(title) + (f"  [from {foreign}]" if foreign else "")))
-    _print(lines)
+def _file(group: str, choice: str) -> Path:
+    path = choice_file(group, choice)
+    assert path is not None
+    return path
 
 
-def _runs(folder: OutputFolder) -> None:
-    """The finished runs, with the clean accuracy, and the lowest robust one and by which attack, of those that have a record."""
-    lines = []
-    for run in folder.trained():
-        records = []
-        for evaluation in run.evaluations():
-            try:
-                record = evaluation.read()
-            except LabError:
-                continue
-            if "split" not in record["config"]:
-                records.append(record)
-        seconds = run.record.get("seconds")
-        told = [f"{seconds:.0f} s" if seconds else "imported" if "imported" in run.record else ""]
-        if records:
-            worst = min(records, key=lambda record: record["robust_accuracy"])
-            budget = worst["config"]["budget"]
-            told.append(f"clean {100 * worst['clean_accuracy']:.2f} %")
-            told.append(
-                f"lowest {100 * worst['robust_accuracy']:.2f} % ({worst['choices']['attack']}, {budget['norm']} {_eps(budget['eps'])})"
-            )
-            told.append(f"{len(records)} record{'s' * (len(records) != 1)}")
-        lines.append((run.name, ", ".join(filter(None, told))))
-    _print(lines or [("no finished runs", f"in {folder.root}")])
+def _from(path: Path) -> str:
+    return f"[{whose(path)}]" if whose(path) else ""
 
 
-def _eps(eps: object) -> str:
-    return f"{eps:.4g}" if isinstance(eps, int | float) else str(eps)
-
-
-def first_sentence(path: Path) -> str:
-    """What a choice is, by the header of its file: the first sentence after its command, or, where that names a source alone, the first of
-    its class's docstring."""
-    header = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        header.append(line.lstrip("# ").rstrip())
-    while header and (not header[0] or header[0].startswith(("python -m", "make ", "@package", "figure:", "In short", "dataset.path="))):
-        header.pop(0)
-    text = _sentence(" ".join(header))
-    told = bool(text) and not text.startswith("Source")
-    return _cut(text if told or path.parent.name == "training" else _of_class(path) or text)
-
-
-def _sentence(text: str) -> str:
-    """Up to the first full stop or colon that ends one, and not an abbreviation."""
-    for end in SENTENCE.finditer(text):
-        if not ABBREVIATION.search(text[: end.start()]) and not text[: end.start()].endswith("Source"):
-            return text[: end.start()]
-    return text.rstrip(".")
-
-
-def _of_class(path: Path) -> str | None:
-    """The first sentence of the docstring of the class that a choice names, or the choice that it is like; read from its source."""
-    content = read_yaml(path)
-    while "_target_" not in content:
-        base = next((entry for entry in content.get("defaults", ()) if isinstance(entry, str) and entry != "_self_"), None)
-        file = path.with_name(f"{base}.yaml")
-        if base is None or not file.exists():
-            return None
-        content = read_yaml(file)
-    module, _, name = str(content["_target_"]).rpartition(".")
-    source = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    if not source.exists():
-        return None
-    nodes = ast.parse(source.read_text(encoding="utf-8")).body
-    told = next((ast.get_docstring(node) for node in nodes if isinstance(node, ast.ClassDef) and node.name == name), None)
-    return _sentence(" ".join(told.split("\n\n")[0].split())) if told else None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
-
-
-def _print(lines: Sequence[tuple[str, str]]) -> None:
-    width = min(44, max((len(name) for name, _ in lines), default=0))
-    for name, text in lines:
-        print(f"{name:<{width}}  {text}".rstrip())
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as indented lines, each column as wide as its longest entry; a terminal's line is cut where the terminal ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    lines = ["  " + "  ".join(entry.ljust(wide) for entry, wide in zip(row, widths, strict=True) if wide).rstrip() for row in rows]
+    return [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]

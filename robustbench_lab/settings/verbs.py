@@ -176,21 +176,25 @@ def _check_others() -> None:
     """Stop at choices of others that cannot be used as ours are, in whichever folder they lie. Raises LabError, naming the file."""
     if not sources():
         return
-    known = [group for group in groups() if group != "hydra"]  # which would say what Hydra runs
-    check_sources(known)
-    for group in known:
+    check_sources(groups())
+    for source in sources():
+        for file in source.folder.glob("table/*.y*ml"):
+            raise LabError(f"{file}: expected a table in the folder of its paper, table/<paper>/{file.name}")
+    for group in groups():
         for choice in choices(group):  # stops where two have one name
             path = choice_file(group, choice)
-            if path is None or not whose(path) or group in ("table", "grid"):
+            if path is None or not whose(path) or group == "table":
                 continue
             try:
                 piece(group, choice)
             except Unresolved as error:
-                expected = "a mapping, with defaults of this group or of the form /group@key"
-                raise LabError(
-                    f"{group}={choice}: expected {expected} in {path}, got more: what it does to other keys is not taken"
-                ) from error
-            except (yaml.YAMLError, OmegaConfBaseException) as error:
+                if not error.args:  # Hydra can say what it is
+                    continue
+                expected = "expected a mapping, whose defaults are choices of this group or of the form /group@key: choice"
+                raise LabError(f"{group}={choice}: {expected}, in {path}; {error}") from error
+            except RecursionError as error:
+                raise LabError(f"{group}={choice}: expected defaults that end, in {path}; they lead back to it") from error
+            except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
                 raise LabError(f"{group}={choice}: {path} cannot be read: {one_line(str(error))}") from error
 
 
