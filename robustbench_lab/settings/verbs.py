@@ -33,10 +33,11 @@ VERBS = {
     "report": "write one page with every table, chart, picture and record there is",
 }
 QUICK = {  # verbs that no config is composed for: words go to `main` of their module
-    "ls": "list choices, tables and finished runs",
+    "export": "write a finished run as a folder for others: weights, settings, a model card, RobustBench's entry",
+    "ls": "list what there is: groups, the choices of one, tables, finished runs",
     "new": "write the files of an attack, defense, backbone, dataset or table of your own",
 }
-MODULES = {"ls": "robustbench_lab.jobs.ls", "new": "robustbench_lab.new.writing"}
+MODULES = {"export": "robustbench_lab.jobs.export", "ls": "robustbench_lab.jobs.ls", "new": "robustbench_lab.new.writing"}
 PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
 VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
@@ -82,7 +83,7 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
             raise LabError(f"{argument}: expected key=value, or group=choice, got no key")
         name = re.split(r"[./]", word.package or word.key_or_group)[0]
         if name == "hydra":
-            _check_hydras_own(argument, word)
+            _check_hydras_own(verb, argument, word)
         elif verb not in whose.get(name, []):
             raise LabError(_not_of(verb, argument, name, whose))
         elif choices(word.key_or_group):
@@ -117,7 +118,7 @@ def _check_choice(argument: str, word: Override) -> None:
                 raise LabError(f"{argument}: expected {group} to be one of {', '.join(sorted(known))}, got {text!r}{remedy}")
 
 
-def _check_hydras_own(argument: str, word: Override) -> None:
+def _check_hydras_own(verb: str, argument: str, word: Override) -> None:
     """Of Hydra's own settings, those that say where and how jobs run; what would name an object for Hydra to make is no word of ours."""
     key, value = word.key_or_group, word.value()
     known = key in HYDRAS_GROUPS or any(key == known or (known.endswith(".") and key.startswith(known)) for known in HYDRAS_KEYS)
@@ -125,6 +126,8 @@ def _check_hydras_own(argument: str, word: Override) -> None:
     if not known or "_target_" in key or not suits or not _plain_value(value):
         listed = ", ".join([*HYDRAS_GROUPS, *(f"{known}<key>" if known.endswith(".") else known for known in HYDRAS_KEYS)])
         raise LabError(f"{argument}: of Hydra's own settings, expected {listed} with a plain value")
+    if key == "hydra/sweeper" and (value != "optuna" or verb not in ("train", "evaluate")):
+        raise LabError(f"{argument}: expected hydra/sweeper=optuna, which searches for train and evaluate, got {value!r} for {verb}")
 
 
 def _plain_value(value: object) -> bool:
