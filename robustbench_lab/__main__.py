@@ -40,6 +40,7 @@ examples (real handwritten digits shipped with scikit-learn; minutes on a CPU):
   python -m robustbench_lab train defense=fm
   python -m robustbench_lab evaluate defense=fm attack=pgd attack.steps=20 budget.eps=0.1
   python -m robustbench_lab train -m seed=0,1,2 defense=standard,fm
+  python -m robustbench_lab evaluate weights=FILE backbone=resnet20 dataset=cifar10 normalise=imagenet attack=autoattack
   python -m robustbench_lab tables
   python -m robustbench_lab reproduce tables=[smoke/digits] --dry-run
 
