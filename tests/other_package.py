@@ -84,6 +84,7 @@ class Dots(TableFigure):
         figure.subplots().plot([cell.value for cell in cells], "o", markersize=self.size)
         return figure
 """
+WORDS = ["dataset=sides", "backbone=mlp_toy", "training=plane", "training.epochs=10", "training.batch_size=20"]
 CODE = {"attacks": ATTACKS, "defenses": DEFENSES, "datasets": DATASETS, "figures": FIGURES}
 CHOICES = {
     "attack/uphill": """
@@ -130,7 +131,7 @@ source: ours
 profile: smoke
 corner: defense
 metric: robust_accuracy
-overrides: [dataset=sides, backbone=mlp_toy, training=plane, training.epochs=20, panel=none]
+overrides: [WORDS, panel=none]
 rows:
   - {label: standard, overrides: [defense=standard]}
   - {label: noisy, overrides: [defense=noisy]}
@@ -143,7 +144,7 @@ figure: {kind: dots}
 }
 
 
-def write(folder: Path, name: str = "mylab") -> Path:
+def write(folder: Path, name: str = "theirlab") -> Path:
     """The package `name` in a folder, which is to be in sys.path; its own folder."""
     package = folder / name
     package.mkdir(parents=True)
@@ -151,7 +152,7 @@ def write(folder: Path, name: str = "mylab") -> Path:
     for module, code in CODE.items():
         (package / f"{module}.py").write_text(code)
     for choice, text in CHOICES.items():
-        write_choice(package / "conf", choice, text.replace("NAME", name))
+        write_choice(package / "conf", choice, text.replace("NAME", name).replace("WORDS", ", ".join(WORDS)))
     return package
 
 

@@ -1,12 +1,13 @@
 """`ls`: what there is, with a line each."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.conf import CONF, choice_file, choices, groups
 from robustbench_lab.settings.yaml_files import summary
 
 
@@ -38,17 +39,66 @@ def test_runs_and_tables(lab, trained, tiny):
     assert "fm/table1" in lab("ls", "table").out
 
 
-@pytest.mark.parametrize(("words", "said"), [(["attak"], "did you mean attack?"), (["seed=1"], "seed=1: expected one of")])
-def test_what_is_no_group(lab, words, said):
-    ended = lab("ls", *words)
+def test_nothing_is_finished_yet(lab, outputs):
+    assert lab("ls", "runs").out == f"0 finished runs in {outputs / 'runs'}\n"
+    assert not outputs.exists()
+
+
+def test_runs_of_another_folder(lab_in, trained, outputs, tmp_path):
+    """Counted by what they are made of; a group after another has a line between."""
+    ended = lab_in(tmp_path / "other", "ls", "runs", f"output_root={outputs}", "training")
+    assert (ended.status, ended.err) == (0, "")
+    runs, _, training = ended.out.partition("\n\n")
+    assert runs == f"1 finished run in {outputs / 'runs'}\n  {trained.name}"
+    assert training.startswith(f"training: {len(choices('training'))} choices\n")
+    assert re.findall(r"^  (\w+)  +(\d+ runs?)  ", training, re.MULTILINE) == [("digits", "1 run")]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("attak", r"^error: attak: expected one of attack, .*, runs; did you mean attack\?"),
+        ("seed=1", r"^error: seed=1: expected one of attack, .*, runs"),
+        ("output_root=", r"^error: output_root: expected a path, a text, got ''"),
+        ("--all", r"^error: --all: expected one of attack"),
+    ],
+)
+def test_other_words_are_refused(word, said, lab):
+    ended = lab("ls", word)
     assert ended.status == 2
-    assert said in ended.err
+    assert re.search(said, ended.err)
+    assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("group", ["attack", "backbone", "dataset", "defense", "front", "metric", "panel", "training"])
+def test_its_help(lab):
+    assert "ls [GROUP ...] [output_root=FOLDER]" in lab("ls", "--help").out
+    assert re.search(r"^  ls +list ", lab("--help").out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("group", groups())
 def test_every_choice_says_what_it_is(group):
+    """In a sentence, before it names its source."""
     for name in choices(group):
-        assert len(summary(CONF / group / f"{name}.yaml")) > 3, name
+        told = summary(choice_file(group, name))
+        assert told.endswith("."), name
+        assert not told.startswith("Source"), name
+        assert "python -m" not in told, name
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("# python -m robustbench_lab evaluate attack=x\n# One. Two.\na: 1  # Three.", "One."),
+        ("# python -m robustbench_lab train x=y\n#   z=1\n# By A et al. 2019,\n# at .02. Two.", "By A et al. 2019, at .02."),
+        ("# @package _global_\n# make x\n#\n# One\n#\n# Two.", "One"),
+        ("# figure: {kind: x}\na: 1", ""),
+        ("a: 1\n# One.", ""),
+    ],
+)
+def test_the_first_sentence_behind_the_command(header, sentence, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(header)
+    assert summary(path) == sentence
 
 
 def test_it_needs_neither_torch_nor_a_composed_config(tmp_path: Path) -> None:
