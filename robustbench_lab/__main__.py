@@ -21,6 +21,7 @@ from robustbench_lab.multirun import failures, job, tell_sweeps
 from robustbench_lab.output import one_line, telling
 from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable, written_out
+from robustbench_lab.settings.packages import FOLDERS, taken
 from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words, options_first
 
@@ -73,6 +74,7 @@ def check_launcher(arguments: list[str]) -> None:
 
 
 def main() -> None:
+    folders = os.environ.get(FOLDERS)  # this command's are its own, where another one follows in the same process
     with telling():
         status: str | int | None = 0
         try:
@@ -85,6 +87,8 @@ def main() -> None:
             status = 2
         except SystemExit as end:
             status = end.code
+        finally:
+            os.environ.pop(FOLDERS, None) if folders is None else os.environ.update({FOLDERS: folders})
         tell_sweeps()
         if failed := failures():  # also where the end was another error, such as a full disk
             print(f"\n{len(failed)} jobs failed:\n" + "\n".join(f"- {line}" for line in failed), file=sys.stderr)
@@ -107,7 +111,7 @@ def command() -> None:
     if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]
         arguments = [argument + "true" if argument == "plan=" else argument for argument in arguments]
-    arguments = written_out(arguments)
+    arguments = written_out(taken(arguments))
     sys.argv = [f"robustbench_lab {verb}", *map(readable, options_first(arguments))]
     check_environment()
     check_launcher(arguments)

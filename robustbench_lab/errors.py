@@ -13,6 +13,10 @@ class LabError(Exception):
         super().__init__(printable(str(message)))
 
 
+class MissingFiles(LabError):
+    """The files of a dataset are not where they were looked for; a test that needs them may be skipped."""
+
+
 def printable(text: str) -> str:
     """A text that UTF-8 can write: bytes that Python keeps in names of files as lone surrogates (PEP 383) become \\xff, others \\ud800."""
     as_bytes = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)

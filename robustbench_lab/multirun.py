@@ -83,7 +83,10 @@ def begin_sweep(folder: Path, config: DictConfig) -> None:
         if (known.verb, list(known.words), known.searched) != (verb, words, searched):
             raise LabError(f"hydra.sweep.dir: {folder} holds another sweep, {known.command}; choose another folder for {' '.join(words)}")
     objective = searched_for(verb, words) if searched else config.objective
-    write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": objective, "searched": searched})
+    try:
+        write_json(folder / SWEEP_FILE, {"schema": SCHEMA, "verb": verb, "words": words, "objective": objective, "searched": searched})
+    except LabError as error:  # a full disk: the jobs will say so too
+        log.error("this sweep will have no table: %s", error)
     if searched:  # what its trials left is what it goes on from
         return
     for path in [*folder.glob(f"*/{RESULT_FILE}"), *folder.glob(f"*/{ERROR_FILE}")]:

@@ -33,13 +33,13 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.evaluation.judging import predictions
 from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.evaluation.protocol import Protocol
-from robustbench_lab.jobs.train import train
 from robustbench_lab.models.defended import Defended, cross_entropy, full_precision
 from robustbench_lab.settings.build import build
-from robustbench_lab.settings.conf import compose, plain
+from robustbench_lab.settings.conf import compose, place_of, plain
 from robustbench_lab.settings.identity import run_of
 from robustbench_lab.storage.provenance import provenance
 from robustbench_lab.threats import Budget
+from robustbench_lab.training.making import make_run
 from robustbench_lab.training.runs import load_run
 
 Peer = Callable[["Work", Defended, Tensor, Tensor], Tensor]  # x_adv
@@ -226,9 +226,10 @@ WORKS = {
 def trained(name: str, device: str) -> tuple[Defended, ImageSet]:
     """The model and its test images; trains it if there is no such run yet."""
     cfg, choices = compose("train", MODELS[name])
-    run = run_of(cfg, choices)
-    dataset, model, _ = load_run(run, train(cfg, run), torch.device(device))
-    where = plain(cfg, "data")["data"]
+    run, place = run_of(cfg, choices, MODELS[name]), place_of(cfg)
+    make_run(run, place)
+    dataset, model, _ = load_run(run, place.output_root, torch.device(device))
+    where = place.data
     data = dataset.load("test", root=Path(where["root"]), download=where["download"], workers=where["workers"]).to(device)
     return model.requires_grad_(True), data  # as a user of the peers has it
 

@@ -15,9 +15,9 @@ import yaml
 from built_kinds import KINDS
 from torch import Tensor, nn
 
+from robustbench_lab.contract import trying
 from robustbench_lab.datasets.base import ImageSet
-from robustbench_lab.models.defended import Classifier, Defended
-from robustbench_lab.models.normalise import Normalise
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import compose, plain
 from robustbench_lab.settings.identity import run_at_words
@@ -80,40 +80,12 @@ def run_objects() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tiny_net() -> Callable[..., Defended]:
-    """An eval-mode convolution, BatchNorm with statistics that are not the identity, ReLU and a linear layer, on 5x5 images."""
-
-    def make(channels: int = 1, classes: int = 3, size: int = 5, seed: int = 0) -> Defended:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            norm = nn.BatchNorm2d(4)
-            nn.init.normal_(norm.running_mean, std=0.2)  # type: ignore[arg-type]
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.2)
-            layers = nn.Sequential(
-                nn.Conv2d(channels, 4, 3, padding=1, bias=False),
-                norm,
-                nn.ReLU(),
-                nn.Flatten(),
-                nn.Linear(4 * size * size, classes),
-            )
-            return Defended(Classifier(Normalise([0.5] * channels, [0.25] * channels), layers)).eval()
-
-    return make
+    return trying.tiny_net
 
 
 @pytest.fixture(scope="session")
 def edge_images() -> Callable[..., Tensor]:
-    """Random images of which every one touches 0 and 1, and the first holds nothing else."""
-
-    def make(n: int, channels: int = 1, size: int = 5, seed: int = 0) -> Tensor:
-        x = torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
-        x[:, :, 0] = (x[:, :, 0] > 0.5).float()
-        x[:, 0, 0, :2] = torch.tensor([0.0, 1.0])
-        x[0] = (x[0] > 0.5).float()
-        return x
-
-    return make
+    return trying.edge_images
 
 
 @pytest.fixture(scope="session")

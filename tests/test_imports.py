@@ -21,12 +21,12 @@ FLOORS = (
     ("defenses", "metrics", "figures"),
     ("training",),
     ("evaluation", "report"),
-    ("multirun",),
+    ("contract", "multirun", "new"),
     ("jobs",),
     ("__main__",),
 )
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
-WITHOUT_TORCH = ("settings", "storage", "tables", "figures", "report")
+WITHOUT_TORCH = ("settings", "storage", "tables", "figures", "report", "new")
 WITH_HYDRA = ("__main__", "multirun", "settings", "tables", "jobs")
 
 

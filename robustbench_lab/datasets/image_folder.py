@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustbench_lab.datasets import pictures
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split, StreamedImageSet
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, MissingFiles
 from robustbench_lab.knobs import Bound, Count, at_least, at_most, one_of, require
 from robustbench_lab.storage.image_files import behind, composed, entries
 
@@ -70,7 +70,7 @@ class ImageFolder(Dataset):
         """The folders of the classes in each split, in the order of the labels."""
         for folder in (base, base / "train", base / "test"):
             if not os.path.isdir(folder):  # unlike Path.is_dir, no error for a name that is too long
-                raise LabError(
+                raise MissingFiles(
                     f"dataset {self.name!r} is not there (looked for the folder {folder}); dataset.path={self.path} "
                     "must hold train/<class>/ and test/<class>/, and is absolute or relative to data.root"
                 )

@@ -10,7 +10,7 @@ from types import ModuleType
 from filelock import FileLock
 
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, MissingFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Published(Dataset):
         files = self._files(split)
         if self._missing(split, root):
             if not download:
-                raise LabError(f"{self._absence(split, root)}; set data.download=true to fetch it, or {_ELSEWHERE}")
+                raise MissingFiles(f"{self._absence(split, root)}; set data.download=true to fetch it, or {_ELSEWHERE}")
             self._download(split, root)
         try:
             return self._parse(split, root)

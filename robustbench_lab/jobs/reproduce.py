@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.multirun import lost
 from robustbench_lab.output import command_line, one_line
-from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of, path_of, reference_results, tables_folder
+from robustbench_lab.settings.conf import CONF, PACKAGE, compose, output_root_of, path_of, reference_results, table_folders
 from robustbench_lab.settings.images import Images
 from robustbench_lab.settings.keys import check_config
 from robustbench_lab.settings.overrides import quoted
+from robustbench_lab.settings.packages import sources
 from robustbench_lab.settings.refusals import REFUSALS
 from robustbench_lab.storage.files import storing
 from robustbench_lab.storage.folders import RunFolder
@@ -96,7 +97,9 @@ def _elsewhere(cfg: DictConfig) -> list[str]:
 def _made(output_root: Path) -> Made:
     """To be asked before the records are read: one that comes later is then news to the next command."""
     shown = [reference] if (reference := reference_results()) is not None else []  # beside the user's own, in the report
-    return Made(output_root, content_of(output_root, [PACKAGE, CONF, tables_folder(), *shown]))
+    return Made(
+        output_root, content_of(output_root, [PACKAGE, CONF, *table_folders(), *(source.folder.parent for source in sources()), *shown])
+    )
 
 
 def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, reference: Path | None, report: bool) -> None:

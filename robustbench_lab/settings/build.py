@@ -1,7 +1,8 @@
 """From a config to the objects that it describes: the only place where a `_target_` becomes an object.
 
-An object may be named only by a class or function that is defined in one of `PACKAGES`, and only where the place takes its kind: the type
-of the knob that it is for. So a config cannot call what is not meant to be built, wherever in it a `_target_` stands.
+An object may be named only by a class or function that is defined in one of `PACKAGES`, or in a package of the user's
+(settings/packages.py), and only where the place takes its kind: the type of the knob that it is for. So a config cannot call what is not
+meant to be built, wherever in it a `_target_` stands.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from importlib import import_module
 from types import FunctionType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from robustbench_lab.errors import LabError
+from robustbench_lab.errors import LabError, said
 from robustbench_lab.knobs import BY_NAME, PLAIN, Knobs, check, check_of, is_finite, require
+from robustbench_lab.settings.packages import NAME, packages
 
 PACKAGES = ("robustbench_lab", "torch.optim")
 WORDS = ("_target_", "_partial_", "_stochastic_")  # of a mapping that describes an object; the last is for the names of evaluations
@@ -41,23 +43,35 @@ def dataset_of(config: Mapping[str, Any], kind: Any) -> Any:
     return build(own, "dataset", kind)
 
 
-def named(target: object, key: str, packages: Sequence[str] = PACKAGES) -> Callable[..., Any]:
-    """The class or function that a text names. Raises LabError for one that is not defined in these packages, whatever imports it."""
+def named(target: object, key: str, within: Sequence[str] | None = None) -> Callable[..., Any]:
+    """The class or function that a text names. Raises LabError for one that is not defined in these packages, whatever imports it.
+
+    within: `PACKAGES` and the user's where it is not said.
+    """
+    within = (*PACKAGES, *packages()) if within is None else within
     module, _, name = str(target).rpartition(".")
-    expected = f"a class or function that {' or '.join(packages)} defines"
-    require(isinstance(target, str) and _within(module, packages), key, expected, target)
+    expected = f"a class or function that {' or '.join(within)} defines"
+    if isinstance(target, str) and module and NAME.fullmatch(module) and not _within(module, within):
+        raise LabError(
+            f"{key}: expected {expected}, got {target!r}; ROBUSTBENCH_LAB_PACKAGES={module.partition('.')[0]} allows its package"
+        )
+    require(isinstance(target, str) and _within(module, within), key, expected, target)
     try:
         found = getattr(import_module(module), name, None)
     except (ImportError, ValueError) as error:
         raise LabError(f"{key}: expected {expected}, got {target!r}: {error}") from error
-    require(isinstance(found, type | FunctionType) and _within(found.__module__, packages), key, expected, target)
+    except Exception as error:  # somebody's module, as it is imported
+        if _within(module, PACKAGES):
+            raise
+        raise LabError(f"{key}: {module} cannot be imported: {said(error)}") from error
+    require(isinstance(found, type | FunctionType) and _within(found.__module__, within), key, expected, target)
     return found  # type: ignore[return-value]
 
 
 def called(name: object, key: str) -> Callable[..., Any]:
-    """The class or function that a text names, where a knob takes one by name: what others' networks are made by. Of torchvision, its
-    models alone: other functions of it fetch and write files. Raises LabError as `named` does."""
-    return named(name, key, (*PACKAGES, "torchvision.models"))
+    """The class or function that a text names, where a knob takes one by name: what others' networks are made by. Of torchvision, only
+    its models: other functions of it fetch and write files. Raises LabError as `named` does."""
+    return named(name, key, (*PACKAGES, *packages(), "torchvision.models"))
 
 
 def _within(module: str, packages: Sequence[str]) -> bool:

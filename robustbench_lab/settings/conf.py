@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import require
+from robustbench_lab.settings.packages import files_in, sources
 from robustbench_lab.settings.refusals import REFUSALS, refusal
 from robustbench_lab.settings.values import resolved
 
@@ -46,8 +46,18 @@ def reference_results() -> Path | None:
 
 
 def tables_folder() -> Path:
-    """Where the tables' files are: conf/table, or the folder that ROBUSTBENCH_LAB_TABLES names."""
+    """Where the project's tables' files are: conf/table, or the folder that ROBUSTBENCH_LAB_TABLES names."""
     return path_of(os.environ.get("ROBUSTBENCH_LAB_TABLES") or CONF / "table", "ROBUSTBENCH_LAB_TABLES")
+
+
+def table_folders() -> list[Path]:
+    """The same, and those of other packages."""
+    return [tables_folder(), *(source.folder / "table" for source in sources() if (source.folder / "table").is_dir())]
+
+
+def groups() -> list[str]:
+    """Every group of choices."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
 
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)
@@ -70,17 +80,12 @@ OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, repla
 
 def choices(group: str) -> tuple[str, ...]:
     """The choices of a group, such as those of `attack`, sorted; none of what is no group."""
-    return tuple(_files(group))
+    return tuple(files_in(CONF, group))
 
 
 def choice_file(group: str, choice: object) -> Path | None:
     """The file of a group's choice, if there is one."""
-    return _files(group).get(str(choice))
-
-
-@functools.cache
-def _files(group: str) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((CONF / group).glob("*.yaml"))}
+    return files_in(CONF, group).get(str(choice))
 
 
 def path_of(value: object, key: str) -> Path:

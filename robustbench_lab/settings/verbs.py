@@ -13,11 +13,16 @@ import yaml
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, choices, tables_folder
+from robustbench_lab.output import one_line
+from robustbench_lab.settings.conf import CONF, choice_file, choices, groups, tables_folder
 from robustbench_lab.settings.overrides import LISTS, parsed
+from robustbench_lab.settings.packages import FOLDERS, PACKAGES, check_sources, sources, whose
+from robustbench_lab.settings.pieces import piece
 from robustbench_lab.settings.refusals import refusal
+from robustbench_lab.settings.values import Unresolved
 
 VERBS = {
     "train": "train a model, or finish or find the run that these settings name",
@@ -27,11 +32,12 @@ VERBS = {
     "reproduce": "train and evaluate what tables still miss, then write them and the report",
     "report": "write one page with every table, chart, picture and record there is",
 }
-VARIABLES = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
+PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
+VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
 HYDRAS_TEXTS = ("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.verbose")
-HYDRAS_KEYS = ("hydra.launcher.", "hydra.sweeper.", *HYDRAS_TEXTS)
-NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--experimental-rerun")
+HYDRAS_KEYS = ("hydra.launcher.", *(f"hydra.sweeper.{key}" for key in ("n_trials", "n_jobs", "seed", "storage")), *HYDRAS_TEXTS)
+NO_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
 FLAGS_WITH_VALUES = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 
 
@@ -151,10 +157,33 @@ def check_environment() -> None:
     for name, value in os.environ.items():
         if name.startswith("ROBUSTBENCH_LAB_") and name not in VARIABLES:
             raise LabError(f"{name}: no such environment variable is read; expected one of {', '.join(VARIABLES)}")
-        if name in VARIABLES and not value.strip():
+        if name in PATHS and not value.strip():
             raise LabError(f"{name}: expected a path, got an empty text; set it, or unset it for the usual place")
     if not (folder := tables_folder()).is_dir():
         raise LabError(f"ROBUSTBENCH_LAB_TABLES: expected a folder of tables, <paper>/<table>.yaml, but there is no {folder}")
+    _check_others()
+
+
+def _check_others() -> None:
+    """Stop at choices of others that cannot be used as ours are, in whichever folder they lie. Raises LabError, naming the file."""
+    if not sources():
+        return
+    known = [group for group in groups() if group != "hydra"]  # which would say what Hydra runs
+    check_sources(known)
+    for group in known:
+        for choice in choices(group):  # stops where two have one name
+            path = choice_file(group, choice)
+            if path is None or not whose(path) or group in ("table", "grid"):
+                continue
+            try:
+                piece(group, choice)
+            except Unresolved as error:
+                expected = "a mapping, with defaults of this group or of the form /group@key"
+                raise LabError(
+                    f"{group}={choice}: expected {expected} in {path}, got more: what it does to other keys is not taken"
+                ) from error
+            except (yaml.YAMLError, OmegaConfBaseException) as error:
+                raise LabError(f"{group}={choice}: {path} cannot be read: {one_line(str(error))}") from error
 
 
 def groups_of(verb: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 from hydra.errors import HydraException
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import choices
+from robustbench_lab.settings.conf import choices, table_folders
 from robustbench_lab.settings.overrides import inner_words, parsed
 from robustbench_lab.settings.verbs import groups_and_keys
 from robustbench_lab.settings.yaml_files import nodes_of, read_text, read_yaml
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from robustbench_lab.tables.grid import Table
 
 KINDS = ("exact", "claim", "none")
-WORDS = tuple(name for part in groups_and_keys("evaluate") for name in part if name not in ("output_root", "force", "device", "data"))
+NO_WORDS = ("output_root", "force", "device", "data", "objective", "split", "train")  # of a cell: where it is made, and of other images
+WORDS = tuple(name for part in groups_and_keys("evaluate") for name in part if name not in NO_WORDS)
 
 
 def check(table: Table, path: Path) -> None:
@@ -269,14 +270,15 @@ def place(path: Path, key: str) -> str:
     """File and line of a key; the file is that of the table that this one is like, if only that one has the key."""
     content = read_yaml(path)
     if key.partition(".")[0].partition("[")[0] not in content and "like" in content:
-        other = file_of(path.parents[1], str(content["like"]))
+        other = file_of(str(content["like"]))
         path = other if other.exists() else path
     return f"{path}:{_line(path, key)}"
 
 
-def file_of(tables: Path, name: str) -> Path:
-    """The file of <paper>/<table> in the folder of all tables."""
-    return next((path for suffix in (".yaml", ".yml") if (path := tables / f"{name}{suffix}").exists()), tables / f"{name}.yaml")
+def file_of(name: str) -> Path:
+    """The file of <paper>/<table>, in whichever folder of tables it is."""
+    paths = [folder / f"{name}{suffix}" for folder in table_folders() for suffix in (".yaml", ".yml")]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _line(path: Path, key: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import Knobs
 from robustbench_lab.settings.build import build, named
-from robustbench_lab.settings.conf import CONF, choices
+from robustbench_lab.settings.conf import choice_file, choices
 from robustbench_lab.settings.yaml_files import read_yaml
 
 
@@ -43,7 +43,9 @@ def kind_of(figure: Mapping[str, Any]) -> TableFigure:
     kind = figure.get("kind")
     if kind not in figure_kinds():
         raise LabError(f"figure.kind: expected one of {', '.join(figure_kinds())}, got {kind!r}")
-    usual = read_yaml(CONF / "figure" / f"{kind}.yaml")
+    file = choice_file("figure", kind)
+    assert file is not None
+    usual = read_yaml(file)
     target, given = usual.pop("_target_"), {key: value for key, value in figure.items() if key != "kind"}
     every = set(signature(named(target, "figure._target_")).parameters)
     if not every - usual.keys() <= given.keys() <= every:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustbench_lab.settings.conf import tables_folder
+from robustbench_lab.settings.conf import table_folders
 from robustbench_lab.settings.overrides import merged_overrides
 from robustbench_lab.tables.base import Metric
 from robustbench_lab.tables.claims import Claim
@@ -101,7 +101,8 @@ class Table:
 
     @property
     def path(self) -> Path:
-        return tables_folder() / f"{self.name}.yaml"
+        places = [folder / f"{self.name}.yaml" for folder in table_folders()]
+        return next((path for path in places if path.exists()), places[0])
 
     def metric_of(self, column: Column) -> Metric:
         return metric_of(self.metric if column.metric is None else column.metric)

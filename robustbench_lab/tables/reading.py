@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.output import one_line
-from robustbench_lab.settings.conf import tables_folder
+from robustbench_lab.settings.conf import table_folders
 from robustbench_lab.settings.yaml_files import read_yaml
 from robustbench_lab.tables.checks import check, check_smaller, file_of, place, require
 from robustbench_lab.tables.claims import Claim, cells_in
@@ -57,19 +57,19 @@ def published_tables(output_root: Path) -> list[Table]:
 
 def table_names() -> list[str]:
     """<paper>/<table> of every file. Raises LabError when two files have one name."""
-    folder = tables_folder()
-    found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".yaml", ".yml")):
-        name = str(path.relative_to(folder).with_suffix(""))
-        other = found.setdefault(name.lower(), path)
-        if other is not path:
-            raise LabError(f"{other} and {path} are two tables with one name; rename one of them")
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in found.values())
+    found: dict[str, tuple[str, Path]] = {}
+    for folder in table_folders():
+        for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".yaml", ".yml")):
+            name = str(path.relative_to(folder).with_suffix(""))
+            _, other = found.setdefault(name.lower(), (name, path))
+            if other is not path:
+                raise LabError(f"{other} and {path} are two tables with one name; rename one of them")
+    return sorted(name for name, _ in found.values())
 
 
 def read_table(name: str) -> Table:
     """Raises LabError, naming file and key, for an unknown key, a missing one, a wrong count, or a choice that does not exist."""
-    path = file_of(tables_folder(), name)
+    path = file_of(name)
     try:
         content: Any = _in_lines(read_yaml(path))
         if "like" in content:
@@ -97,7 +97,7 @@ def _likeness(content: Mapping[str, Any], path: Path) -> Any:
     name = content["like"]
     require(name in table_names(), path, "like", f"one of {', '.join(table_names())}", name)
     require("title" in content, path, "like", "a title beside it, because no two tables have the same", name)
-    other = _in_lines(read_yaml(file_of(tables_folder(), name)))
+    other = _in_lines(read_yaml(file_of(name)))
     require(isinstance(other, Mapping) and "like" not in other, path, "like", "a table that is not like another itself", name)
     return other
 

@@ -20,9 +20,9 @@ import pytest
 from omegaconf import DictConfig
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs import evaluate, tables, train
+from robustbench_lab.jobs import evaluate, tables
 from robustbench_lab.report.page import write_report
-from robustbench_lab.settings.conf import compose
+from robustbench_lab.settings.conf import compose, place_of
 from robustbench_lab.settings.identity import Evaluation, evaluation_of
 from robustbench_lab.storage import records
 from robustbench_lab.storage.files import write_arrays
@@ -32,6 +32,7 @@ from robustbench_lab.storage.weights import metadata
 from robustbench_lab.tables.cells import filled
 from robustbench_lab.tables.planning import plan_of
 from robustbench_lab.tables.reading import chosen_tables
+from robustbench_lab.training.making import make_run
 
 REMOVED = object()
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -86,7 +87,7 @@ class Folder:
                 tables.main, DictConfig({"output_root": str(self.outputs), "tables": ["paper/small"], "table_profile": "paper"})
             ),
             "plan": planned,
-            "train": partial(train.train, self.cfg, self.evaluation.run),
+            "train": partial(make_run, self.evaluation.run, place_of(self.cfg)),
             "evaluate": partial(evaluate.job, self.cfg, self.evaluation),
         }
 

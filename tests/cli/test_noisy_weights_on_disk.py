@@ -5,11 +5,11 @@ from contextlib import suppress
 import pytest
 import torch
 
-from robustbench_lab.jobs import train
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.noise import noise_layers
 from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.storage.records import CHECKPOINT_FILE, MODEL_FILE
+from robustbench_lab.training import making
 from robustbench_lab.training.checkpoints import read_tensors
 from robustbench_lab.training.runs import load_run
 
@@ -35,8 +35,8 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
     """Read back, under one seed; and after an interruption behind the first epoch, when the rest was trained from the checkpoint."""
     words = [*tiny, *DEFENSES[name]]
     trained: list[Defended] = []
-    fit = train.fit
-    monkeypatch.setattr(train, "fit", lambda defense, model, *rest: trained.append(model) or fit(defense, model, *rest))
+    fit = making.fit
+    monkeypatch.setattr(making, "fit", lambda defense, model, *rest: trained.append(model) or fit(defense, model, *rest))
     ended = lab("train", *words)
     assert ended.status == 0, ended.err
     run = run_at_words([word for word in words if not word.startswith("device")])
@@ -45,7 +45,7 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
     assert torch.equal(predicted(model), predicted(trained[0]))
     assert not torch.equal(predicted(model), predicted(model, seed=1)), "the noise is on"
     assert all(layer.active for layer in noise_layers(model))
-    fresh = train.objects(run)[1]
+    fresh = making.objects(run)[1]
     assert not torch.equal(predicted(model), predicted(fresh))
     tensors, _ = read_tensors(run.folder(outputs) / MODEL_FILE)
     assert any(EXTRA[name] in key for key in tensors)
@@ -56,7 +56,7 @@ def test_a_finished_run_says_the_same_as_the_model_that_was_trained(name, lab, l
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(train, "_write_metrics", stop)
+        patch.setattr(making, "_write_metrics", stop)
         assert lab_in(other, "train", *words).status == 130
     assert (run.folder(other) / CHECKPOINT_FILE).exists()
     ended = lab_in(other, "train", *words)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import robustbench_lab
 from robustbench_lab.errors import LabError
-from robustbench_lab.jobs import train as train_job
+from robustbench_lab.training import making
 
 
 def no_reader():
@@ -66,7 +66,7 @@ def test_an_error_that_is_hard_to_tell_is_in_the_list_and_on_disk(lab, outputs, 
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(train_job, "fit", fails)
+    monkeypatch.setattr(making, "fit", fails)
     ended = lab("train", "-m", *tiny, "seed=0,1")
     assert ended.status == 1
     listed = ended.err.rpartition("2 jobs failed:")[2]

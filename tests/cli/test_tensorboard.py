@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from robustbench_lab.jobs import train
+from robustbench_lab.training import making
 from robustbench_lab.training.events import events
 from robustbench_lab.training.state import State
 
@@ -61,7 +61,7 @@ def test_a_finished_run_is_told_afterwards_and_keeps_its_name(lab, trained, tiny
 
 @pytest.mark.parametrize("first", ["tensorboard=true", "tensorboard=false"])
 def test_stopped_between_checkpoint_and_events_no_epoch_is_missing_or_there_twice(lab, outputs, tiny, monkeypatch, first):
-    write_metrics = train._write_metrics
+    write_metrics = making._write_metrics
 
     def stop_at_the_second(folder: Path, state: State) -> None:
         if state.epoch == 2:
@@ -69,7 +69,7 @@ def test_stopped_between_checkpoint_and_events_no_epoch_is_missing_or_there_twic
         write_metrics(folder, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_write_metrics", stop_at_the_second)
+        patch.setattr(making, "_write_metrics", stop_at_the_second)
         assert lab("train", *tiny, first).status == 130
     (folder,) = outputs.glob("runs/*")
     if first == "tensorboard=true":

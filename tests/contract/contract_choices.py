@@ -1,16 +1,18 @@
-"""What is behind the choices of a config group: which of their objects differ in more than numbers."""
+"""What is behind the choices of a group: which of their objects differ in more than numbers, and which clauses are tried with each."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import pytest
 from built_kinds import KINDS
-from hydra import compose, initialize_config_dir
 
 from robustbench_lab.attacks.worst_of import WorstOf
+from robustbench_lab.contract import Clause
+from robustbench_lab.settings.alone import alone
 from robustbench_lab.settings.build import build
-from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE, plain
+from robustbench_lab.settings.conf import CONF
 
 
 def names(group: str) -> list[str]:
@@ -19,9 +21,8 @@ def names(group: str) -> list[str]:
 
 @functools.cache
 def described(group: str, name: str) -> dict[str, Any]:
-    """The choice's own config, on the embedded digits; composed alone, in a fifth of the time that a verb's whole config takes."""
-    with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION_BASE):
-        return plain(compose(None, ["+dataset=digits", f"+{group}={name}"]), group)[group]
+    """The choice's own config, on the embedded digits."""
+    return alone(group, name)
 
 
 def made(group: str, name: str) -> Any:
@@ -64,6 +65,7 @@ def kinds(group: str) -> list[str]:
     return firsts({name: kind(made(group, name)) for name in names(group)})
 
 
-def others(group: str) -> list[str]:
-    """One choice of each kind, without one for each class."""
-    return [name for name in kinds(group) if name not in classes(group)]
+def tried(group: str, name: str, clauses: Iterable[Clause]) -> list[Any]:
+    """Of a choice's clauses, as parameters of a test, those that one with an equal class or kind before it has not been tried with."""
+    asked = {"choice": True, "kind": name in kinds(group), "class": name in classes(group)}
+    return [pytest.param(clause, id=f"{name}-{clause}") for clause in clauses if asked[clause.depends_on]]

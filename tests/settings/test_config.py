@@ -343,13 +343,13 @@ def test_a_groups_choices_are_its_files():
 
 
 def test_only_one_place_looks_for_choices():
-    """Everything else asks it, so that choices may one day come from other folders too."""
+    """Everything else asks it, for choices come from other folders too."""
     looking = {
         path.name
         for path in (CONF.parent / "robustbench_lab").rglob("*.py")
-        if re.search(r"CONF / group|CONF\)? / \"\w+\"\)?\.", path.read_text())
+        if re.search(r"/ group\)\.glob|CONF / group|CONF\)? / \"\w+\"\)?\.", path.read_text())
     }
-    assert looking == {"conf.py"}
+    assert looking == {"packages.py"}
 
 
 def test_a_backbone_for_larger_images_names_the_key_that_says_how_large_they_are():
