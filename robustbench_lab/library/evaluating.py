@@ -31,12 +31,14 @@ from robustbench_lab.settings.conf import with_fractions
 from robustbench_lab.settings.standalone import choice
 from robustbench_lab.threats import NORMS, Budget
 
+Look = bool | str | Mapping[str, Any]
+
 PROBABILITIES = "the model returns probabilities, not logits: a second softmax flattens every loss; say gives='probabilities'"
 
 
 def evaluate(
     model: Any, x: Any, y: Any = None, attack: str | NamedAttack | Attack = "autoattack", norm: str = "linf", eps: float | None = None, *,
-    batch_size: int | None = None, seed: int = 0, draws: int | None = None, eot_samples: int | None = None, panel: bool | str | Mapping[str, Any] = True,
+    batch_size: int | None = None, seed: int = 0, draws: int | None = None, eot_samples: int | None = None, panel: Look = True,
     keep_x_adv: bool = False, ids: Any = None, output: str | int | None = None, gives: str = "logits", device: str | None = None,
     progress: bool = True,
 ) -> Result:  # fmt: skip
@@ -87,9 +89,9 @@ def evaluate(
 
 
 def check(
-    model: Any, x: Any, y: Any = None, norm: str = "linf", eps: float | None = None, *, panel: str | Mapping[str, Any] = "full", batch_size: int | None = None,
-    seed: int = 0, draws: int | None = None, eot_samples: int | None = None, output: str | int | None = None, gives: str = "logits",
-    device: str | None = None, progress: bool = True,
+    model: Any, x: Any, y: Any = None, norm: str = "linf", eps: float | None = None, *, panel: Look = "full",
+    batch_size: int | None = None, seed: int = 0, draws: int | None = None, eot_samples: int | None = None,
+    output: str | int | None = None, gives: str = "logits", device: str | None = None, progress: bool = True,
 ) -> Checked:  # fmt: skip
     """Look for signs of hidden gradients: `python -m robustbench_lab check`, for any module. The knobs are those of `evaluate`."""
     budget = _budget(norm, eps)
@@ -131,7 +133,7 @@ def _budget(norm: str, eps: Any) -> Budget:
     return Budget(norm, choice("budget", norm)["eps"] if eps is None else with_fractions(plain_value(eps), "eps"))
 
 
-def _panel(given: bool | str | Mapping[str, Any], budget: Budget, usual: str) -> Panel | None:
+def _panel(given: Look, budget: Budget, usual: str) -> Panel | None:
     """The panel of this name, or the usual one, with other values for some of its knobs; None where none is asked for, and where there is
     none: in l0, or without a ball."""
     if given is False or given == "none" or budget.norm == "l0" or not 0 < budget.eps < math.inf:

@@ -46,15 +46,18 @@ def images_of(x: Any, y: Any = None, ids: Any = None) -> ImageSet:
     positions 0 to N - 1 unless they are said.
     Raises LabError for anything else, with what to do.
     """
+    whole = isinstance(x, ImageSet | DataLoader | Dataset)
+    if whole and y is not None:
+        raise LabError(
+            f"y: expected none, for what brings its labels (a {type(x).__name__}), got {_told(y)}; name what follows: attack=..."
+        )
     if isinstance(x, ImageSet):
-        require(y is None and ids is None, "y", "none, for images that have their labels and ids with them", type(y).__name__)
+        require(ids is None, "ids", "none, for images that have theirs", type(ids).__name__)
         if isinstance(x, StreamedImageSet):
             return x
         pixels = x.images.float() / 255 if x.images.dtype == torch.uint8 else x.images
         return Carried(pixels, x.labels, x.ids, x.images.device)
-    if isinstance(x, DataLoader | Dataset):
-        if y is not None:
-            raise LabError(f"y: expected none, for a {type(x).__name__}, which gives pairs (x, y), got {type(y).__name__}; leave y out")
+    if whole:
         images, labels = _collected(x)
     else:
         images, labels = checked_images(x), _labels(y)

@@ -14,7 +14,8 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.settings.conf import CONF, choices, compose, plain, with_fractions
+from robustbench_lab.settings.alone import alone
+from robustbench_lab.settings.conf import CONF, choices, with_fractions
 from robustbench_lab.settings.pieces import piece
 from robustbench_lab.settings.values import Unresolved
 from robustbench_lab.settings.yaml_files import read_yaml
@@ -46,7 +47,7 @@ def choice(group: str, name: str, knobs: Mapping[str, Any] | None = None) -> dic
         content = piece(group, name).content
     except Unresolved:
         with hydra_set_aside():
-            content = plain(compose("evaluate", [f"{group}={name}"])[0], group)[group]
+            content = alone(group, name)
     return with_fractions(_changed(content, knobs or {}, f"{group}={name}", group), group)
 
 

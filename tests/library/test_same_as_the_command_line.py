@@ -69,14 +69,14 @@ class Strangers(nn.Module):
         return {"scores": self.inner(x)}
 
 
-def test_verdicts_stages_and_warnings_of_a_list_of_attacks_and_its_panel(root: Path) -> None:
-    attack = ["attack=worst_of", "attack.attacks.pgd.steps=5", "budget.eps=0.15", "batch_size=16", "attack_seed=3"]
+def test_verdicts_and_stages_of_a_list_of_attacks(root: Path) -> None:
+    attack = ["attack=worst_of", "attack.attacks.pgd.steps=10", "budget=l2", "budget.eps=0.9", "batch_size=16", "attack_seed=3"]
     record, outcome = evaluated(root, *attack, "panel=none")
     assert 0 < record["robust_correct"] < record["clean_correct"]
     assert len(set(outcome["broken_by"])) == 3
     model, images = lab.load_run([*SMALL], root), lab.load_images([*SMALL, FEW], output_root=root)
     assert (len(images), images.images.dtype, sorted(images.ids.tolist()) == list(range(40))) == (40, torch.float32, False)
-    how = {"attack": lab.attack("worst_of", attacks={"pgd": {"steps": 5}}), "eps": 0.15, "batch_size": 16, "seed": 3}
+    how = {"attack": lab.attack("worst_of", attacks={"pgd": {"steps": 10}}), "norm": "l2", "eps": 0.9, "batch_size": 16, "seed": 3}
     assert_same(lab.evaluate(model, images, panel=False, **how), record, outcome)
     stranger = Strangers(model).train()
     assert_same(lab.evaluate(stranger, images, panel=False, output="scores", **how), record, outcome)
@@ -89,10 +89,12 @@ def test_verdicts_stages_and_warnings_of_a_list_of_attacks_and_its_panel(root: P
 def test_random_output_is_drawn_and_averaged_as_there(root: Path) -> None:
     trained(root, RANDOM, "training.epochs=1")
     words = [RANDOM, "training.epochs=1"]
-    record, outcome = evaluated(root, *words, "attack=pgd", "attack.steps=3", "verdict_draws=3", "eot_samples=2", "panel=none")
+    record, outcome = evaluated(
+        root, *words, "attack=pgd", "attack.steps=3", "budget.eps=0.05", "verdict_draws=3", "eot_samples=2", "panel=none"
+    )
     assert 0 < record["robust_correct"] < record["draws"]["robust_accuracy_mean"] * 40
     model, images = lab.load_run([*SMALL, *words], root), lab.load_images([*SMALL, *words, FEW], output_root=root)
-    result = lab.evaluate(model, images, attack=lab.attack("pgd", steps=3), eps=0.1, draws=3, eot_samples=2, panel=False)
+    result = lab.evaluate(model, images, attack=lab.attack("pgd", steps=3), eps=0.05, draws=3, eot_samples=2, panel=False)
     assert_same(result, record, outcome)
     assert (result.random_output, result.draws, result.eot_samples) == (True, 3, 2)
     assert "random output: two passes over an image differ; 3 draws a verdict" in repr(result)
@@ -105,7 +107,7 @@ def test_a_panels_figures_and_warnings_are_the_records(root: Path) -> None:
     record, outcome = evaluated(root, "attack=fgsm_predicted", "budget.eps=0.1", *words)
     assert record["warnings"]
     model, images = lab.load_run(SMALL, root), lab.load_images([*SMALL, FEW], output_root=root)
-    result = lab.evaluate(model, images, "fgsm_predicted", eps=0.1, panel=small)
+    result = lab.evaluate(model, images, attack="fgsm_predicted", eps=0.1, panel=small)
     assert_same(result, record, outcome)
     assert result.panel == {name: entry for name, entry in record["panel"].items() if name != "key"}
     checked = lab.check(model, images, eps=0.1, panel={**small, "strongest": None})
