@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,14 +192,13 @@ def _has_hooks(module: nn.Module) -> bool:
 @contextmanager
 def program_as_it_was(seed: int) -> Iterator[None]:
     """The program's random numbers and the switches of torch's kernels; within, what a model draws without torch is seeded."""
-    matmul, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     others = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that a model may draw from is the global one
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     with ExitStack() as left:
         left.callback(np.random.set_state, others[1])
         left.callback(random.setstate, others[0])
-        left.callback(torch.set_default_dtype, dtype)
-        left.callback(_set_matmul_precision, matmul)
+        left.callback(torch.set_default_dtype, torch.get_default_dtype())
+        left.enter_context(_ieee())
         left.enter_context(torch.random.fork_rng(devices=list(devices)))
         torch.set_default_dtype(torch.float32)
         random.seed(seed)
@@ -208,9 +207,29 @@ def program_as_it_was(seed: int) -> Iterator[None]:
         yield
 
 
-def _set_matmul_precision(before: str) -> None:
-    if torch.get_float32_matmul_precision() != before:
-        torch.set_float32_matmul_precision(before)
+@contextmanager
+def _ieee() -> Iterator[None]:
+    """float32 that is float32, on CPUs too, whichever of torch's three ways to say otherwise the program has used, or several."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    holders: list[Any] = [cuda.matmul, *(getattr(kind, op, None) for kind in (cudnn, mkldnn) for op in ("matmul", "conv", "rnn"))]
+    fine: list[tuple[Any, str]] = [(one, one.fp32_precision) for one in holders if hasattr(one, "fp32_precision")]  # torch 2.9
+    matmul = tf32 = None
+    with suppress(RuntimeError):  # several ways were used, and they differ: then the finest says all
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        tf32 = cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if tf32 is not None:
+            cudnn.allow_tf32 = tf32
+        for holder, precision in fine:
+            if holder.fp32_precision != precision:
+                holder.fp32_precision = precision
 
 
 @contextmanager
