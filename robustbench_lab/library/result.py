@@ -136,7 +136,7 @@ class Result:
         drawn = f"random output: two passes over an image differ; {self.draws} draws a verdict, of which robust is all, {self.eot_samples} "
         return [
             *([f"{drawn}passes averaged by the attack"] if self.random_output else []),
-            *([] if self.panel else ["no panel was asked for, or there is none for such a ball: nothing looked for hidden gradients"]),
+            *([] if self.panel else ["there was no panel: nothing looked for hidden gradients"]),
             *(f"warning {warning['code']}: {warning.get('message', '')}" for warning in self.warnings),
         ]
 
