@@ -22,7 +22,7 @@ FLOORS = (
     ("training",),
     ("evaluation", "report"),
     ("contract", "multirun", "new"),
-    ("jobs",),
+    ("jobs", "library"),
     ("__main__",),
 )
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
@@ -140,6 +140,9 @@ def test_no_circle():
         ("storage.records", "from torch import Tensor"),
         ("settings.build", "import torchvision"),
         ("jobs.train", "from robustbench_lab.jobs.evaluate import job"),
+        ("jobs.train", "from robustbench_lab.library.evaluating import evaluate"),
+        ("library.runs", "from robustbench_lab.jobs.evaluate import job"),
+        ("library.runs", "from hydra import compose"),
     ],
 )
 def test_a_planted_violation_is_seen(module, planted):

@@ -13,7 +13,7 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.panel import Panel
 from robustbench_lab.evaluation.protocol import Protocol
-from robustbench_lab.evaluation.warnings import compared, signs
+from robustbench_lab.evaluation.warnings import with_signs
 from robustbench_lab.knobs import require
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.settings.build import build
@@ -79,10 +79,8 @@ class Look:
 
     def told(self, record: Mapping[str, Any], facts: Mapping[str, Any], verdicts: Mapping[int, bool]) -> dict[str, Any]:
         """The panel as a record has it, and the record's warnings with the signs that it found; verdicts: robust, by image index."""
-        found = {sign["code"]: sign for sign in [*signs(self.panel, facts), *compared(self.panel, facts, record, verdicts)]}
-        said = {warning["code"] for warning in record["warnings"]}
         kept = {name: part for name, part in facts.items() if name not in ("ids", "right", "schema", "run", "images")}
-        return {"panel": kept, "warnings": [*record["warnings"], *(sign for code, sign in found.items() if code not in said)]}
+        return {"panel": kept, "warnings": with_signs(self.panel, facts, record, verdicts)}
 
 
 def _known(path: Path, ball: Budget, images: Mapping[str, str]) -> dict[str, Any] | None:

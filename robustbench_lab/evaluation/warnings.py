@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustbench_lab.evaluation.panel import Panel
 
 STRONGEST = ("autoattack", "strongest")  # how the names of attacks begin that are held against PGD
+
+
+WORDS = {
+    "one_step": "one step",
+    "iterated": "iterated",
+    "longer": "iterated, more steps",
+    "margin": "iterated, on the margin",
+    "larger": "iterated, larger ball",
+    "unbounded": "iterated, no bound",
+    "queries": "queries only",
+    "random": "random draws",
+    "strongest": "AutoAttack",
+}
+
+
+def panel_lines(facts: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A panel's figures and signs, for a person to read."""
+    accuracies = {"clean": facts["clean_accuracy"]} | {WORDS[name]: accuracy for name, accuracy in facts["accuracy"].items()}
+    return [
+        *(f"  {words:<24}{100 * share:7.2f} %" for words, share in {**accuracies, "gradient of zero": facts["zero_gradients"]}.items()),
+        f"  {'probabilities':<24}{'yes' if facts['probabilities'] else 'no':>7}",
+        f"  {'random output':<24}{'yes' if facts['random_output'] else 'no':>7}",
+        "",
+        *([f"warning {sign['code']}: {sign['message']}" for sign in found] or ["no sign of hidden gradients (which proves nothing)"]),
+    ]
 
 
 def signs(panel: Panel, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -93,6 +118,13 @@ def compared(panel: Panel, facts: Mapping[str, Any], record: Mapping[str, Any], 
             }
         )  # fmt: skip
     return found
+
+
+def with_signs(panel: Panel, facts: Mapping[str, Any], record: Mapping[str, Any], robust: Mapping[int, bool]) -> list[dict[str, Any]]:
+    """A record's warnings, and after them the signs of its panel whose codes are none of theirs; robust: the verdict by image index."""
+    found = {sign["code"]: sign for sign in [*signs(panel, facts), *compared(panel, facts, record, robust)]}
+    said = {warning["code"] for warning in record["warnings"]}
+    return [*record["warnings"], *(sign for code, sign in found.items() if code not in said)]
 
 
 def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from robustbench_lab.devices import device_of
 from robustbench_lab.errors import LabError
 from robustbench_lab.evaluation.look import Look
 from robustbench_lab.evaluation.protocol import Protocol
-from robustbench_lab.evaluation.warnings import signs
+from robustbench_lab.evaluation.warnings import panel_lines, signs
 from robustbench_lab.models.network_space import as_shown, look_at_pixels
 from robustbench_lab.settings.build import build
 from robustbench_lab.settings.conf import current_choices, current_overrides, output_root_of, place_of, plain
@@ -21,18 +21,6 @@ from robustbench_lab.training.making import make_missing
 from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
-
-WORDS = {
-    "one_step": "one step",
-    "iterated": "iterated",
-    "longer": "iterated, more steps",
-    "margin": "iterated, on the margin",
-    "larger": "iterated, larger ball",
-    "unbounded": "iterated, no bound",
-    "queries": "queries only",
-    "random": "random draws",
-    "strongest": "AutoAttack",
-}
 
 
 def main(cfg: DictConfig) -> None:
@@ -58,11 +46,4 @@ def main(cfg: DictConfig) -> None:
     data = as_shown(defended, load_split(dataset, "test", where).to(device))
     facts = look.facts(defended, data, protocol, run.at(output_root), bool(cfg.force), images.of_split(run, "test"))
     print(f"{run.name}: {look.ball.norm} {look.ball.eps:.4g}, n = {facts['n']}\n")
-    print(f"  {'clean':<24}{100 * facts['clean_accuracy']:7.2f} %")
-    for name, accuracy in facts["accuracy"].items():
-        print(f"  {WORDS[name]:<24}{100 * accuracy:7.2f} %")
-    print(f"  {'gradient of zero':<24}{100 * facts['zero_gradients']:7.2f} %")
-    print(f"  {'probabilities':<24}{'yes' if facts['probabilities'] else 'no':>7}")
-    print(f"  {'random output':<24}{'yes' if facts['random_output'] else 'no':>7}\n")
-    found = signs(look.panel, facts)
-    print("\n".join(f"warning {sign['code']}: {sign['message']}" for sign in found) or "no sign of hidden gradients (which proves nothing)")
+    print("\n".join(panel_lines(facts, signs(look.panel, facts))))

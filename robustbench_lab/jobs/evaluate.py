@@ -26,7 +26,7 @@ from robustbench_lab.evaluation.look import Look
 from robustbench_lab.evaluation.loop import evaluate
 from robustbench_lab.evaluation.outcome import Outcome, Store
 from robustbench_lab.evaluation.protocol import Protocol
-from robustbench_lab.evaluation.record import Circumstances, record_of
+from robustbench_lab.evaluation.record import Circumstances, eot_samples_of, record_of
 from robustbench_lab.evaluation.views import Queries, attacker_view, check_view, silenced
 from robustbench_lab.evaluation.warnings import warnings_of
 from robustbench_lab.knobs import require
@@ -245,8 +245,7 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
         if keeper.arrays:
             write_arrays(folder.path / keeper.file, **keeper.arrays)
     draws = is_random(loaded.view) and not isinstance(loaded.view, Queries)  # random output that answers queries is not averaged
-    averaged = protocol.eot_samples if draws else 1
-    samples = averaged * min(getattr(stage, "eot_samples", 1) for _, stage in asked.attack.stages())
+    samples = eot_samples_of(asked.attack, protocol, draws)
     made = Circumstances(loaded.dataset.classes, loaded.defended.stochastic, samples, device_name(loaded.device))
     return record_of(evaluation, outcome, names, asked.digests, made) | told(asked.images)
 

@@ -130,13 +130,12 @@ def files_of(group: str, name: str, package: Package) -> dict[Path, str]:
         taken = {alias.asname or alias.name for node in ast.parse(filled(".py")).body for alias in getattr(node, "names", [])}
         if words["Class"] in taken:
             raise LabError(f"{name}: expected a name of its own, but its class would be called {words['Class']}, as a class that it uses")
-    root = package.folder.parent.parent if package.folder.parent.name == "src" else package.folder.parent
     inits = [folder / "__init__.py" for folder in (package.folder, *(path.parent for path in code))]
     return {
         **{path: "" for path in inits if not path.exists()},
         **code,
         package.folder / "conf" / within / f"{name}.yaml": filled(".yaml"),
-        root / "tests" / f"test_{group}_{name}.py": filled("_test.py"),
+        package.folder / "tests" / f"test_{group}_{name}.py": filled("_test.py"),
     }
 
 

@@ -21,7 +21,7 @@ from robustbench_lab.settings.build import build, dataset_of
 from robustbench_lab.settings.conf import path_of
 from robustbench_lab.settings.identity import Run, nearest_runs, said
 from robustbench_lab.settings.images import NO_IMAGES, other_images
-from robustbench_lab.storage.folders import Missing
+from robustbench_lab.storage.folders import Missing, RunFolder
 from robustbench_lab.storage.records import RUN_FILE
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.checkpoints import load_weights, read_tensors
@@ -80,8 +80,12 @@ def load_run(run: Run, output_root: Path, device: torch.device) -> tuple[Dataset
     Raises LabError where its weights are damaged, gone or others than run.json speaks of, and where its output is random and its defense's
     file does not say so.
     """
+    return load_from(run, run.at(output_root), device)
+
+
+def load_from(run: Run, folder: RunFolder, device: torch.device) -> tuple[Dataset, Defended, Defense]:
+    """The same of a run that lies in this folder."""
     dataset, model, defense, _ = objects(run)
-    folder = run.at(output_root)
     tensors, meta = read_tensors(folder.weights)
     load_weights(model, tensors, folder.weights)
     if meta["digest"] != folder.digest:

@@ -30,7 +30,7 @@ def test_each_group_s_files_pass_and_run(lab_in: Callable[..., Any], tmp_path: P
 
     monkeypatch.delenv("ROBUSTBENCH_LAB_PACKAGES", raising=False)  # each of their tests says it
     monkeypatch.setenv("PYTHONPATH", CHECKOUT)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "mylab"]
     tested = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert re.search(r"^\d\d passed in ", tested.stdout, re.MULTILINE), tested.stdout
 

@@ -51,7 +51,7 @@ def mylab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.delenv("ROBUSTBENCH_LAB_PACKAGES", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path), CHECKOUT]))
     main(["attack", "right", "--package", "mylab"])
-    (pytester.path / "tests" / "test_attack_right.py").unlink()
+    (pytester.path / "mylab" / "tests" / "test_attack_right.py").unlink()
     capsys.readouterr()
     return pytester.path / "mylab"
 

@@ -28,13 +28,13 @@ def files(folder: Path) -> set[str]:
 def test_two_files_and_their_test(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["attack", "my_attack", "--package", "mylab"])
     written = ["mylab/__init__.py", "mylab/attacks/__init__.py", "mylab/attacks/my_attack.py", "mylab/conf/attack/my_attack.yaml"]
-    assert files(here) == {*written, "tests/test_attack_my_attack.py"}
+    assert files(here) == {*written, "mylab/tests/test_attack_my_attack.py"}
     said = capsys.readouterr().out.splitlines()
-    assert said[:5] == [f"wrote {path}" for path in (*written, "tests/test_attack_my_attack.py")]
+    assert said[:5] == [f"wrote {path}" for path in (*written, "mylab/tests/test_attack_my_attack.py")]
     assert said[6:] == [
         "next:",
         "  export ROBUSTBENCH_LAB_PACKAGES=mylab",
-        "  python -m pytest tests/test_attack_my_attack.py",
+        "  python -m pytest mylab/tests/test_attack_my_attack.py",
         "  python -m robustbench_lab evaluate train=true attack=my_attack",
     ]
     main(["defense", "my_attack", "--package=mylab"])  # another group, the same name
@@ -57,10 +57,12 @@ def test_what_is_written_keeps_the_project_s_own_rules(here: Path) -> None:
         assert "$name" not in path.read_text()
 
 
-def test_a_package_in_a_source_folder_has_its_tests_beside_that(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_in_another_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["table", "my_table", "--package", "src/mylab"])
-    assert files(here) == {"src/mylab/__init__.py", "src/mylab/conf/table/mylab/my_table.yaml", "tests/test_table_my_table.py"}
-    assert "next, in src:" in capsys.readouterr().out
+    assert files(here) == {"src/mylab/__init__.py", "src/mylab/conf/table/mylab/my_table.yaml", "src/mylab/tests/test_table_my_table.py"}
+    said = capsys.readouterr().out
+    assert "next, in src:" in said
+    assert "python -m pytest mylab/tests/test_table_my_table.py" in said
 
 
 def test_the_first_package_of_the_variable_is_written_into(
@@ -72,7 +74,7 @@ def test_the_first_package_of_the_variable_is_written_into(
     monkeypatch.setenv("ROBUSTBENCH_LAB_PACKAGES", "otherlab, another")
     main(["backbone", "my_backbone"])
     assert (here / "elsewhere" / "otherlab" / "conf" / "backbone" / "my_backbone.yaml").exists()
-    assert (here / "elsewhere" / "tests" / "test_backbone_my_backbone.py").exists()
+    assert (here / "elsewhere" / "otherlab" / "tests" / "test_backbone_my_backbone.py").exists()
     assert "export ROBUSTBENCH_LAB_PACKAGES=otherlab\n" in capsys.readouterr().out
 
 
@@ -124,10 +126,11 @@ def test_no_file_is_overwritten_and_none_written_beside_it(here: Path) -> None:
 
 
 def test_where_nothing_can_be_written_nothing_is_left(here: Path) -> None:
-    (here / "tests").write_text("no folder")
+    (here / "mylab").mkdir()
+    (here / "mylab" / "tests").write_text("no folder")
     with pytest.raises(LabError, match=r"^new: .*tests.*; nothing was written"):
         main(["attack", "mine", "--package", "mylab"])
-    assert files(here) == {"tests"}
+    assert files(here) == {"mylab/tests"}
 
 
 def test_torch_and_hydra_are_not_imported(here: Path) -> None:
