@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -31,63 +31,69 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder, self.verb = Path(config.hydra.sweep.dir), str(config.hydra.job.config_name)
-        self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.start = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config).launch
 
     def sweep(self, arguments: Sequence[str]) -> None:
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
-        from robustbench_lab.tables.sweep import ERROR_FILE, searched_for
+        from robustbench_lab.knobs import Count, Seed, check, require
+        from robustbench_lab.tables.sweep import has_ended, objective_left, searched_for
 
+        for key, kind in {"n_trials": Count, "n_jobs": Count, "seed": Seed, "storage": str | None}.items():
+            check(f"hydra.sweeper.{key}", getattr(self, key), kind)
         words = OverridesParser.create().parse_overrides(list(arguments))
         space = {word.get_key_element(): _distribution(word) for word in words if word.is_sweep_override()}
+        require(bool(space), "hydra/sweeper=optuna", "a word to search, such as defense.beta=interval(1,10)", None)
         fixed = [str(word.input_line) for word in words if not word.is_sweep_override()]
         fixed += [] if any(word.startswith("objective=") for word in fixed) else [f"objective={searched_for(self.verb, fixed)}"]
         study = self._study()
-        for left in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was stopped
-            study.tell(left.number, state=TrialState.FAIL)
-            study.enqueue_trial(left.params)
-        trials = study.trials
-        study.sampler = TPESampler(seed=self.seed + len(trials))  # that goes on, and does not draw again what it drew at first
-        failed = {trial.number for trial in trials if (self.folder / str(trial.number) / ERROR_FILE).exists()}
-        missing = self.n_trials - sum(trial.state == TrialState.COMPLETE or trial.number in failed for trial in trials)
-        while missing > 0:
-            batch = [study.ask(space) for _ in range(min(self.n_jobs, missing))]
-            missing -= len(batch)
+
+        def tell(trial: Any, value: float | None) -> None:
+            study.tell(trial.number, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            log.info("trial %d, %s: %s", trial.number, trial.params, "failed" if value is None else f"{value:.4f}")
+
+        for left in study.get_trials(states=(TrialState.RUNNING,)):  # of a command that was stopped, maybe after the job's end
+            tell(left, objective_left(self.folder / str(left.number)))
+            if not has_ended(self.folder / str(left.number)):
+                study.enqueue_trial(left.params)
+        study.sampler = TPESampler(seed=(self.seed + len(study.trials)) % 2**32, constant_liar=True)  # does not repeat its first draws
+        missing = self.n_trials - sum(has_ended(self.folder / str(trial.number)) for trial in study.trials)
+        for begun in range(0, missing, self.n_jobs):
+            batch = [study.ask(space) for _ in range(min(self.n_jobs, missing - begun))]
             jobs = [(*fixed, *(f"{key}={value}" for key, value in trial.params.items())) for trial in batch]
             try:
-                returned = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
-            except Exception:  # it lost its workers: nothing is known of these trials
+                returned = self.start(jobs, initial_job_idx=batch[0].number)
+            except Exception:  # it lost its workers: of some trials nothing is known, and the same command makes as many more
                 for trial in batch:
-                    study.tell(trial, state=TrialState.FAIL)
+                    tell(trial, objective_left(self.folder / str(trial.number)))
                 raise
             for trial, job in zip(batch, returned, strict=True):
-                value = job.return_value
-                study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
-                log.info("trial %d, %s: %s", trial.number, trial.params, "failed" if value is None else f"{value:.4f}")
+                tell(trial, job.return_value)
 
     def _study(self) -> Any:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages import JournalStorage, journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = self.storage or JournalStorage(JournalFileBackend(str(self.folder / "optuna.log")))
+        storage = self.storage or JournalStorage(journal.JournalFileBackend(str(self.folder / "optuna.log")))
         return optuna.create_study(storage=storage, study_name=self.folder.name, direction="maximize", load_if_exists=True)
 
 
 def _distribution(word: Override) -> Any:
-    """What Optuna draws from, for a sweep in Hydra's grammar."""
+    """What Optuna draws from, for a sweep in Hydra's grammar. Raises LabError where it cannot."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    value = word.value()
-    if isinstance(value, IntervalSweep):
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        return (IntDistribution if whole else FloatDistribution)(value.start, value.end, log="log" in value.tags)
-    if isinstance(value, RangeSweep):
-        assert value.start is not None and value.stop is not None  # noqa: PT018 (Hydra's grammar gives both)
-        if all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
-            return IntDistribution(int(value.start), int(value.stop) - 1, step=int(value.step))
-        return FloatDistribution(value.start, value.stop, step=float(value.step))
-    assert isinstance(value, ChoiceSweep)
-    return CategoricalDistribution([Override._get_value_element_as_str(entry) for entry in value.list])
+    from robustbench_lab.errors import LabError
+
+    value: Any = word.value()
+    try:
+        if isinstance(value, ChoiceSweep):
+            return CategoricalDistribution([Override._get_value_element_as_str(entry) for entry in value.list])
+        is_range = isinstance(value, RangeSweep)
+        ends = sorted(value.range()) if is_range else [value.start, value.end]  # a range: Hydra's, to its last value
+        kind: Any = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
+        return kind(ends[0], ends[-1], log="log" in value.tags, **({"step": abs(value.step)} if is_range else {}))
+    except (AttributeError, IndexError, ValueError) as error:
+        expected = "interval(low,high), range(...) or choice(...); a log needs low > 0, and a range in steps of 1"
+        raise LabError(f"{word.input_line}: hydra/sweeper=optuna expected {expected}; {error}") from error

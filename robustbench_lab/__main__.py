@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from shutil import which
 from types import TracebackType
@@ -23,14 +24,14 @@ from robustbench_lab.settings.conf import CONF, HYDRA_VERSION_BASE
 from robustbench_lab.settings.overrides import readable, written_out
 from robustbench_lab.settings.packages import FOLDERS, taken
 from robustbench_lab.settings.refusals import REFUSALS, refusal
-from robustbench_lab.settings.verbs import VERBS, check_environment, check_flags, check_words, options_first
+from robustbench_lab.settings.verbs import MODULES, QUICK, VERBS, check_environment, check_flags, check_words, options_first
 
 HELP = f"""robustbench_lab {__version__}: train, attack and tabulate adversarially robust image classifiers
 
 usage: python -m robustbench_lab VERB [key=value ...] [--multirun]
 
 verbs:
-{chr(10).join(f"  {verb:<10} {meaning}" for verb, meaning in VERBS.items())}
+{chr(10).join(f"  {verb:<10} {meaning}" for verb, meaning in (VERBS | QUICK).items())}
 
 Every setting is a key=value; a group, such as defense=fm, chooses a file of conf/. The same settings always name the same run, so that
 evaluate needs no path. A finished job returns at once; an interrupted one goes on where it was.
@@ -39,6 +40,7 @@ examples (real handwritten digits shipped with scikit-learn; minutes on a CPU):
   python -m robustbench_lab train defense=fm
   python -m robustbench_lab evaluate defense=fm attack=pgd attack.steps=20 budget.eps=0.1
   python -m robustbench_lab train -m seed=0,1,2 defense=standard,fm
+  python -m robustbench_lab evaluate weights=FILE backbone=resnet20 dataset=cifar10 normalise=imagenet attack=autoattack
   python -m robustbench_lab tables
   python -m robustbench_lab reproduce tables=[smoke/digits] --dry-run
 
@@ -105,8 +107,11 @@ def command() -> None:
     if verb == "--version":
         print(__version__)
         return
+    if verb in QUICK:
+        import_module(MODULES[verb]).main(arguments)
+        return
     if verb not in VERBS:
-        print(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)} (see --help)", file=sys.stderr)
+        print(f"error: there is no verb {verb!r}; choose one of {', '.join([*VERBS, *QUICK])} (see --help)", file=sys.stderr)
         raise SystemExit(2)
     if verb in ("tables", "reproduce"):  # their words for two keys: `profile` is a group of the other verbs
         arguments = [re.sub("^--dry-run(?:=|$)", "plan=", re.sub("^profile=", "table_profile=", argument)) for argument in arguments]

@@ -32,6 +32,7 @@ from robustbench_lab.tables.sweep import (
     RESULT_FILE,
     SWEEP_FILE,
     SWEEPING,
+    Sweep,
     check_objective,
     csv_of,
     grid,
@@ -88,6 +89,8 @@ def begin_sweep(folder: Path, config: DictConfig) -> None:
     except LabError as error:  # a full disk: the jobs will say so too
         log.error("this sweep will have no table: %s", error)
     if searched:  # what its trials left is what it goes on from
+        for note in Sweep(verb, words, objective, (), searched).on_test_images:
+            log.warning("%s", note)
         return
     for path in [*folder.glob(f"*/{RESULT_FILE}"), *folder.glob(f"*/{ERROR_FILE}")]:
         remove(path)

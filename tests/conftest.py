@@ -4,11 +4,14 @@ import copy
 import functools
 import gc
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import other_package as package_of_others
 import pytest
 import torch
 import yaml
@@ -149,3 +152,15 @@ def written(tmp_path, monkeypatch) -> Callable[..., str]:
         return "paper/grid"
 
     return write_yaml
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package `theirlab` of other_package.py, which is named and can be imported, here and by other processes; its folder."""
+    folder = package_of_others.write(tmp_path / "lib")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("ROBUSTBENCH_LAB_PACKAGES", folder.name)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == folder.name]:
+        del sys.modules[name]

@@ -174,9 +174,9 @@ def test_what_is_allowed_passes(module, allowed):
     assert not forbidden(module, imported(allowed, f"robustbench_lab.{module}"))
 
 
-def test_help_tables_and_report_do_not_load_torch():
+def test_help_tables_report_and_ls_do_not_load_torch():
     """Not by way of another module either: they answer in a second."""
-    modules = "robustbench_lab.__main__, robustbench_lab.jobs.tables, robustbench_lab.jobs.report"
+    modules = "robustbench_lab.__main__, robustbench_lab.jobs.tables, robustbench_lab.jobs.report, robustbench_lab.jobs.ls"
     code = f"import sys, {modules}; print(sorted({{'torch', 'torchvision', 'sklearn'}} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

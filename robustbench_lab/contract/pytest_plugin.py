@@ -24,8 +24,7 @@ import pytest
 from robustbench_lab.contract import GROUPS, clauses
 from robustbench_lab.contract.clause import Clause
 from robustbench_lab.errors import LabError, MissingFiles
-
-VARIABLE = "ROBUSTBENCH_LAB_PACKAGES"
+from robustbench_lab.settings.packages import PACKAGES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,12 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         if folder_of(package) is None:
             remedy = "run `python -m pytest` in the folder that holds it, or name that folder as pytest's `pythonpath`"
             raise pytest.UsageError(f"--robustbench-lab {package}: expected a package that can be imported; {remedy}")
-    before = os.environ.get(VARIABLE)
+    before = os.environ.get(PACKAGES)
     known = [name.strip() for name in (before or "").split(",") if name.strip()]
-    os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *asked]))
+    os.environ[PACKAGES] = ",".join(dict.fromkeys([*known, *asked]))
 
     def restore() -> None:
-        os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+        os.environ.pop(PACKAGES) if before is None else os.environ.update({PACKAGES: before})
 
     config.add_cleanup(restore)
 

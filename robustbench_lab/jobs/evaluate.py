@@ -83,6 +83,7 @@ class Asked:
         look = Look.of(seen, evaluation.run, protocol, bool(cfg.without_noise))
         data = plain(cfg, "data")["data"]
         images = Images(data["root"])
+        _held_out(evaluation)  # before hours of training
         make_missing(evaluation.runs.values(), place_of(cfg), bool(cfg.train))
         digests = {part: digest_of(run, output_root, images.of_run(run)) for part, run in evaluation.runs.items()}
         return cls(
@@ -142,14 +143,19 @@ class Loaded:
 
 
 def _attacked_images(evaluation: Evaluation, dataset: Dataset, data: Mapping[str, Any]) -> ImageSet:
-    """The test images, or those that the run's recipe has held out. Raises LabError where it has held out none."""
+    """The test images, or those that the run's recipe has held out."""
     if evaluation.config.get("split") != "validation":
         return load_split(dataset, "test", data)
-    train, share = load_split(dataset, "train", data), evaluation.run.config["training"].get("validation", 0)
-    held_out = split_validation(len(train), share)[1]
+    train = load_split(dataset, "train", data)
+    return train.subset(split_validation(len(train), _held_out(evaluation))[1])
+
+
+def _held_out(evaluation: Evaluation) -> float:
+    """The share of the training images that the run's recipe holds out. Raises LabError where the evaluation needs some and it has none."""
+    share: float = evaluation.run.config["training"].get("validation", 0)
     expected = "a share of the training images that is held out, for split=validation; training.validation=0.1, for example, is another run"
-    require(len(held_out) > 0, "training.validation", expected, share)
-    return train.subset(held_out)
+    require(bool(share) or evaluation.config.get("split") != "validation", "training.validation", expected, share)
+    return share
 
 
 def job(cfg: DictConfig, evaluation: Evaluation) -> Path:
@@ -213,7 +219,10 @@ def _attacked(asked: Asked, loaded: Loaded, folder: EvaluationFolder) -> dict[st
         data = data.subset(torch.arange(min(first, len(data))))
     protocol = asked.protocol
     if any(measure.needs_train for measure in protocol.measures.values()):
-        protocol = replace(protocol, train=loaded.train(asked.data).in_memory().images)
+        train = loaded.train(asked.data)
+        if evaluation.config.get("split") == "validation":  # an attacked image is not its own neighbour
+            train = train.subset(split_validation(len(train), _held_out(evaluation))[0])
+        protocol = replace(protocol, train=train.in_memory().images)
     for keeper in protocol.keepers:
         keeper.begin(_evaluated(asked, loaded, data))
     mark = " ".join([evaluation.fingerprint, *asked.digests.values(), *names, *protocol.measures])  # rows are in their order
@@ -257,7 +266,7 @@ def _evaluated(asked: Asked, loaded: Loaded, data: ImageSet) -> Evaluated:
 
     def train() -> ImageSet:
         whole = loaded.train(asked.data)
-        return whole.subset(split_validation(len(whole), run.config["training"].get("validation", 0))[0])
+        return whole.subset(split_validation(len(whole), _held_out(asked.evaluation))[0])
 
     def teacher() -> Defended | None:
         return None if run.teacher is None else load_run(run.teacher, asked.output_root, loaded.device)[1]

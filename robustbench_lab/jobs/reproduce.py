@@ -97,9 +97,7 @@ def _elsewhere(cfg: DictConfig) -> list[str]:
 def _made(output_root: Path) -> Made:
     """To be asked before the records are read: one that comes later is then news to the next command."""
     shown = [reference] if (reference := reference_results()) is not None else []  # beside the user's own, in the report
-    return Made(
-        output_root, content_of(output_root, [PACKAGE, CONF, *table_folders(), *(source.folder.parent for source in sources()), *shown])
-    )
+    return Made(output_root, content_of(output_root, [PACKAGE, CONF, *table_folders(), *(source.whole for source in sources()), *shown]))
 
 
 def _write_pages(tables: Sequence[tuple[Table, list[Cell]]], made: Made, reference: Path | None, report: bool) -> None:
@@ -179,6 +177,7 @@ class Launches:
         master = copy.deepcopy(self.cfg)
         with open_dict(master):
             master.hydra.job.config_name = jobs[0].verb
+            master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(self.folder)}")  # the verb's own would be another one
         launcher = Plugins.instance().instantiate_launcher(hydra_context=self.context, task_function=self.task_function, config=master)
         words, problem, refusal = self._words(jobs), None, False
         with storing(self.folder):

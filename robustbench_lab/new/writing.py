@@ -16,13 +16,18 @@ from string import Template
 from typing import NamedTuple
 
 from robustbench_lab.errors import LabError
+from robustbench_lab.settings.packages import PACKAGES, packages, sources
 
 GROUPS = ("attack", "defense", "backbone", "dataset", "table")
 TEMPLATES = Path(__file__).parent / "templates"
 CONF = next(conf for conf in (TEMPLATES.parents[2] / "conf", TEMPLATES.parents[1] / "conf") if conf.is_dir())
-VARIABLE = "ROBUSTBENCH_LAB_PACKAGES"
 LONGEST = 40  # characters of a name, so that no line of its files is too long
 USAGE = f"python -m robustbench_lab new {'|'.join(GROUPS)} NAME [--package FOLDER]"
+HELP = f"""{USAGE}
+
+Writes the files of a new one into your own package, with a test; all work as they are, and are meant to be changed.
+NAME: what it is chosen by, as in attack=NAME.
+--package: the folder of the package, made if it is not there; without it, the first of {PACKAGES}."""
 TRY = {
     "attack": "evaluate train=true attack={name}",
     "defense": "evaluate train=true defense={name}",
@@ -41,6 +46,9 @@ class Package(NamedTuple):
 
 def main(arguments: Sequence[str]) -> None:
     """Write the files and print what to do next. Raises LabError for words that do not fit, a name that is taken, a file that is there."""
+    if {"-h", "--help"} & {*arguments}:
+        print(HELP)
+        return
     group, name, folder = _read(arguments)
     package = package_at(Path(folder)) if folder is not None else first_package()
     files = files_of(group, name, package)
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\nnext, in {_shown(package.folder.parent)}:" if package.folder.parent != Path.cwd() else "\nnext:")
     test = next(path for path in files if path.name.startswith("test_"))
     for command in (
-        f"export {VARIABLE}={package.name}",
+        f"export {PACKAGES}={package.name}",
         f"python -m pytest {_shown(test, package.folder.parent)}",
         f"python -m robustbench_lab {TRY[group].format(name=name, package=package.name)}",
     ):
@@ -74,12 +82,12 @@ def _read(arguments: Sequence[str]) -> tuple[str, str, str | None]:
 
 def first_package() -> Package:
     """The first of ROBUSTBENCH_LAB_PACKAGES, wherever it is installed."""
-    names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    names = packages()
     if not names:
-        raise LabError(f"new: expected a package to write into; name one with --package mylab, or set {VARIABLE}=mylab")
+        raise LabError(f"new: expected a package to write into; name one with --package mylab, or set {PACKAGES}=mylab")
     folders = _folders(names[0])
     if not folders:
-        raise LabError(f"{VARIABLE}: expected a package that can be imported, got {names[0]!r}; --package {names[0]} makes it here")
+        raise LabError(f"{PACKAGES}: expected a package that can be imported, got {names[0]!r}; --package {names[0]} makes it here")
     return Package(names[0], folders[0])
 
 
@@ -102,9 +110,10 @@ def files_of(group: str, name: str, package: Package) -> dict[Path, str]:
         raise LabError(
             f"{name}: expected a name of letters, digits and _, at most {LONGEST}, such as my_{group}, that is no word of Python's"
         )
-    ours = CONF / group / (package.name if group == "table" else "") / f"{name}.yaml"
-    if ours.exists():
-        raise LabError(f"{name}: {group}={name} is a choice of robustbench_lab ({ours}); choose another name")
+    within = Path(group, package.name) if group == "table" else Path(group)
+    for conf in (CONF, *_others(package)):
+        if (path := conf / within / f"{name}.yaml").exists():
+            raise LabError(f"{name}: {path} is {group}={name} already; choose another name")
     words = {
         "name": name,
         "package": package.name,
@@ -115,22 +124,18 @@ def files_of(group: str, name: str, package: Package) -> dict[Path, str]:
     def filled(kind: str) -> str:
         return Template((TEMPLATES / f"{group}{kind}.template").read_text(encoding="utf-8")).substitute(words)
 
-    conf = package.folder / "conf" / group
-    if group == "table":
-        code = {}
-        conf = conf / package.name
-    else:
+    code = {}
+    if group != "table":
         code = {package.folder / f"{group}s" / f"{name}.py": filled(".py")}
         taken = {alias.asname or alias.name for node in ast.parse(filled(".py")).body for alias in getattr(node, "names", [])}
         if words["Class"] in taken:
             raise LabError(f"{name}: expected a name of its own, but its class would be called {words['Class']}, as a class that it uses")
-    root = package.folder.parent.parent if package.folder.parent.name == "src" else package.folder.parent
     inits = [folder / "__init__.py" for folder in (package.folder, *(path.parent for path in code))]
     return {
         **{path: "" for path in inits if not path.exists()},
         **code,
-        conf / f"{name}.yaml": filled(".yaml"),
-        root / "tests" / f"test_{group}_{name}.py": filled("_test.py"),
+        package.folder / "conf" / within / f"{name}.yaml": filled(".yaml"),
+        package.folder / "tests" / f"test_{group}_{name}.py": filled("_test.py"),
     }
 
 
@@ -150,6 +155,14 @@ def write(files: dict[Path, str]) -> None:
         for path in written:
             path.unlink()
         raise LabError(f"new: {error}; nothing was written") from error
+
+
+def _others(package: Package) -> list[Path]:
+    """Where other packages have their choices."""
+    try:
+        return [source.folder for source in sources() if source.folder != package.folder / "conf"]
+    except LabError:  # one that is named, and not there yet, such as this one
+        return []
 
 
 def _folders(package: str) -> list[Path]:

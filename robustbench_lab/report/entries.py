@@ -85,7 +85,7 @@ class Entry:
             run=str(trained["fingerprint"]),
             fingerprint=str(record["fingerprint"]),
             dataset=str(trained["choices"]["dataset"]),
-            backbone=str(trained["choices"]["backbone"]),
+            backbone=backbone_of(trained),
             defense=str(trained["choices"]["defense"]),
             seed=int(trained["seed"]),
             attack=str(choices["attack"]),
@@ -102,6 +102,12 @@ class Entry:
         )
 
 
+def backbone_of(trained: Mapping[str, Any]) -> str:
+    """By its choice; of a callable by its name, which the run's name has."""
+    choice = str(trained["choices"]["backbone"])
+    return str(trained["name"]).split("-")[1] if choice == "callable" and "-" in str(trained["name"]) else choice
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished training run: its run.json and its epochs."""
@@ -113,3 +119,19 @@ class Trained:
     @classmethod
     def of(cls, name: str, record: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Trained:
         return cls(name, {**UNSAID, "config": {}, "seconds": None, "epochs": None, "parameters": None, **record}, epochs)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A run that someone else has trained, by its fingerprint, and its verdicts."""
+
+    key: str
+    run: Trained
+    entries: Sequence[Entry]
+
+    @property
+    def title(self) -> str:
+        choices, told = self.run.record["choices"], self.run.record["imported"]
+        defense = "" if choices["defense"] == "standard" else f", {choices['defense']}"
+        network = backbone_of({"choices": choices, "name": self.run.name})
+        return f"{told['file'] or network} as {network} on {choices['dataset']}{defense}"

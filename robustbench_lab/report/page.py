@@ -113,6 +113,7 @@ def page(tables: Sequence[Table], shelves: Sequence[Shelf], album: Album) -> str
         **source,
         papers=papers,
         sweeps=sweeps,
+        foreign=[model for shelf in shelves for model in shelf.imported()],
         articles=[article for paper in papers for article in paper.articles],
         shelves=shelves,
         shown={entry.folder.path for paper in papers for article in paper.articles for entry, _ in article.section.distinct},

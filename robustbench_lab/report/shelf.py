@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_lab.errors import LabError
-from robustbench_lab.report.entries import Entry, Trained
+from robustbench_lab.report.entries import Entry, Foreign, Trained
 from robustbench_lab.report.pictures import Album, Example, examples_of
 from robustbench_lab.report.sections import Section
 from robustbench_lab.report.sweeps import SweepArticle, articles_of
@@ -105,6 +105,15 @@ class Shelf:
         paths = sorted(path for folder in folders if there(path := folder / ERROR_FILE))
         contents = [(path, self._read(path, partial(read_error, path))) for path in paths]
         return [(self._name(path.parent), str(content.get("error", "no message"))) for path, content in contents if content is not None]
+
+    def imported(self) -> list[Foreign]:
+        """The runs that someone else has trained, with their verdicts, the lowest first."""
+        entries = self.of_runs()
+        return [
+            Foreign(key, run, sorted(entries.get(key, ()), key=lambda entry: (entry.robust.value, entry.fingerprint)))
+            for key, run in self.trained.items()
+            if "imported" in run.record
+        ]
 
     def sweeps(self) -> list[SweepArticle]:
         found, problems = articles_of(self.root)

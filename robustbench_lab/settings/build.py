@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 from robustbench_lab.errors import LabError, said
 from robustbench_lab.knobs import BY_NAME, PLAIN, Knobs, check, check_of, is_finite, require
 from robustbench_lab.settings.packages import NAME, packages
+from robustbench_lab.settings.packages import PACKAGES as VARIABLE
 
 PACKAGES = ("robustbench_lab", "torch.optim")
 WORDS = ("_target_", "_partial_", "_stochastic_")  # of a mapping that describes an object; the last is for the names of evaluations
@@ -52,9 +53,8 @@ def named(target: object, key: str, within: Sequence[str] | None = None) -> Call
     module, _, name = str(target).rpartition(".")
     expected = f"a class or function that {' or '.join(within)} defines"
     if isinstance(target, str) and module and NAME.fullmatch(module) and not _within(module, within):
-        raise LabError(
-            f"{key}: expected {expected}, got {target!r}; ROBUSTBENCH_LAB_PACKAGES={module.partition('.')[0]} allows its package"
-        )
+        allowed = ",".join([*packages(), module.partition(".")[0]])
+        raise LabError(f"{key}: expected {expected}, got {target!r}; {VARIABLE}={allowed} allows its package")
     require(isinstance(target, str) and _within(module, within), key, expected, target)
     try:
         found = getattr(import_module(module), name, None)

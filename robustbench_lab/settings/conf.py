@@ -56,8 +56,8 @@ def table_folders() -> list[Path]:
 
 
 def groups() -> list[str]:
-    """Every group of choices."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    """Every group that others may have choices of: not Hydra's own, which say what it runs, nor what a profile makes of our tables."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "grid"))
 
 
 OmegaConf.register_new_resolver("project_path", project_path, replace=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from robustbench_lab.settings.conf import choice_file
+from robustbench_lab.settings.packages import Source, sources
 from robustbench_lab.settings.values import Unresolved, merged
 from robustbench_lab.settings.yaml_files import read_text, read_yaml
 
@@ -25,12 +26,17 @@ class Piece(NamedTuple):
     choices: dict[str, str]
 
 
-@functools.cache
 def piece(group: str, choice: str, *instead: tuple[str, str]) -> Piece:
     """A choice, with others than its own within it: `("attack@attack", "fgsm")`. It is only read: everyone is given the same one.
 
     Raises Unresolved where Hydra must say.
     """
+    return _piece(sources(), group, choice, instead)
+
+
+@functools.cache
+def _piece(others: tuple[Source, ...], group: str, choice: str, instead: tuple[tuple[str, str], ...]) -> Piece:
+    """By the folders that it is found in."""
     content, within = _composed(group, choice, dict(instead))
     choices = {f"{held}@{group}.{package}": name for package, (held, name) in within.items()}
     if not all(choices.get(key.replace("@", f"@{group}.", 1)) == name for key, name in instead):
@@ -41,10 +47,13 @@ def piece(group: str, choice: str, *instead: tuple[str, str]) -> Piece:
 def _composed(group: str, choice: str, outer: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
     """Content, and group and choice of what is held by package; `outer`: what is held instead, by `group@package`."""
     path = choice_file(group, choice)
-    if path is None or "@package" in read_text(path):
-        raise Unresolved
-    own = dict(read_yaml(path))
-    entries = own.pop("defaults", [])
+    if path is None:
+        raise Unresolved(f"there is no {group}={choice}")
+    read = None if "@package" in read_text(path) else read_yaml(path)
+    entries = read.get("defaults", []) if isinstance(read, dict) else None
+    if not isinstance(read, dict) or not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
+        raise Unresolved("what it does to other keys is not taken")
+    own = {key: value for key, value in read.items() if key != "defaults"}
     if "_self_" not in entries:
         entries = [*entries, "_self_"]
     held = [match for entry in entries if isinstance(entry, dict) for match in [_held(entry)]]
@@ -75,7 +84,7 @@ def _composed(group: str, choice: str, outer: Mapping[str, str]) -> tuple[dict[s
 def _held(entry: Mapping[str, Any]) -> tuple[re.Match[str], str]:
     """Raises Unresolved for an entry of a list of defaults that is none of those above."""
     ((key, choice),) = entry.items() if len(entry) == 1 else [("", None)]
-    match = HELD.fullmatch(key)
+    match = HELD.fullmatch(str(key))
     if match is None or not isinstance(choice, str):
-        raise Unresolved
+        raise Unresolved(f"{dict(entry)} is neither")
     return match, choice

@@ -32,6 +32,12 @@ VERBS = {
     "reproduce": "train and evaluate what tables still miss, then write them and the report",
     "report": "write one page with every table, chart, picture and record there is",
 }
+QUICK = {  # verbs that no config is composed for: words go to `main` of their module
+    "export": "write a finished run as a folder for others: weights, settings, a model card, RobustBench's entry",
+    "ls": "list what there is: groups, the choices of one, tables, finished runs",
+    "new": "write the files of an attack, defense, backbone, dataset or table of your own",
+}
+MODULES = {"export": "robustbench_lab.jobs.export", "ls": "robustbench_lab.jobs.ls", "new": "robustbench_lab.new.writing"}
 PATHS = ("ROBUSTBENCH_LAB_OUTPUTS", "ROBUSTBENCH_LAB_DATA", "ROBUSTBENCH_LAB_TABLES")
 VARIABLES = (*PATHS, PACKAGES, FOLDERS)
 HYDRAS_GROUPS = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_logging")
@@ -77,7 +83,7 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
             raise LabError(f"{argument}: expected key=value, or group=choice, got no key")
         name = re.split(r"[./]", word.package or word.key_or_group)[0]
         if name == "hydra":
-            _check_hydras_own(argument, word)
+            _check_hydras_own(verb, argument, word)
         elif verb not in whose.get(name, []):
             raise LabError(_not_of(verb, argument, name, whose))
         elif choices(word.key_or_group):
@@ -112,7 +118,7 @@ def _check_choice(argument: str, word: Override) -> None:
                 raise LabError(f"{argument}: expected {group} to be one of {', '.join(sorted(known))}, got {text!r}{remedy}")
 
 
-def _check_hydras_own(argument: str, word: Override) -> None:
+def _check_hydras_own(verb: str, argument: str, word: Override) -> None:
     """Of Hydra's own settings, those that say where and how jobs run; what would name an object for Hydra to make is no word of ours."""
     key, value = word.key_or_group, word.value()
     known = key in HYDRAS_GROUPS or any(key == known or (known.endswith(".") and key.startswith(known)) for known in HYDRAS_KEYS)
@@ -120,6 +126,8 @@ def _check_hydras_own(argument: str, word: Override) -> None:
     if not known or "_target_" in key or not suits or not _plain_value(value):
         listed = ", ".join([*HYDRAS_GROUPS, *(f"{known}<key>" if known.endswith(".") else known for known in HYDRAS_KEYS)])
         raise LabError(f"{argument}: of Hydra's own settings, expected {listed} with a plain value")
+    if key == "hydra/sweeper" and (value != "optuna" or verb not in ("train", "evaluate")):
+        raise LabError(f"{argument}: expected hydra/sweeper=optuna, which searches for train and evaluate, got {value!r} for {verb}")
 
 
 def _plain_value(value: object) -> bool:
@@ -168,21 +176,25 @@ def _check_others() -> None:
     """Stop at choices of others that cannot be used as ours are, in whichever folder they lie. Raises LabError, naming the file."""
     if not sources():
         return
-    known = [group for group in groups() if group != "hydra"]  # which would say what Hydra runs
-    check_sources(known)
-    for group in known:
+    check_sources(groups())
+    for source in sources():
+        for file in source.folder.glob("table/*.y*ml"):
+            raise LabError(f"{file}: expected a table in the folder of its paper, table/<paper>/{file.name}")
+    for group in groups():
         for choice in choices(group):  # stops where two have one name
             path = choice_file(group, choice)
-            if path is None or not whose(path) or group in ("table", "grid"):
+            if path is None or not whose(path) or group == "table":
                 continue
             try:
                 piece(group, choice)
             except Unresolved as error:
-                expected = "a mapping, with defaults of this group or of the form /group@key"
-                raise LabError(
-                    f"{group}={choice}: expected {expected} in {path}, got more: what it does to other keys is not taken"
-                ) from error
-            except (yaml.YAMLError, OmegaConfBaseException) as error:
+                if not error.args:  # Hydra can say what it is
+                    continue
+                expected = "expected a mapping, whose defaults are choices of this group or of the form /group@key: choice"
+                raise LabError(f"{group}={choice}: {expected}, in {path}; {error}") from error
+            except RecursionError as error:
+                raise LabError(f"{group}={choice}: expected defaults that end, in {path}; they lead back to it") from error
+            except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
                 raise LabError(f"{group}={choice}: {path} cannot be read: {one_line(str(error))}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
+COMMAND = re.compile(r"\s*(@package|python -m |make |figure: )")
+SENTENCE = re.compile(r"(?<!\bal)(?<!\bcf)[.](?=\s+[A-Z(]|\s*$)")  # its end; `et al. 2018` goes on
 MOST, DEEPEST = 100_000, 50  # entries of a file, one within another; what an alias stands for counts as often as it stands there
 
 
@@ -49,6 +52,23 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise yaml.YAMLError(f"it is not UTF-8: {error}") from error
+
+
+def summary(path: Path) -> str:
+    """The first sentence of a choice's header: of the comment that it opens with, behind the command. Nothing where it has none."""
+    told: list[str] = []
+    command = False
+    for line in read_text(path).splitlines():
+        if not line.startswith("#"):
+            break
+        text = line[1:]
+        command = COMMAND.match(text) is not None or (command and text.startswith("  "))  # a long one goes on, indented
+        if told and not text.strip():
+            break
+        if not command and text.strip():
+            told.append(text.strip())
+    end = SENTENCE.search(whole := " ".join(told))
+    return whole[: end.end()] if end else whole
 
 
 def nodes_of(text: str) -> yaml.Node | None:

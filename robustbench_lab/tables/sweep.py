@@ -11,6 +11,7 @@ import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.output import command_line, one_line
-from robustbench_lab.storage.files import SCHEMA, Missing, names_in, read_json, write_json
+from robustbench_lab.storage.files import SCHEMA, Missing, names_in, read_json, there, write_json
 from robustbench_lab.storage.records import (
     ERROR_FILE,
     METRICS_FILE,
@@ -136,11 +137,14 @@ class Sweep:
         """What a reader must know of the figures."""
         if self.of_validation:
             return ["Accuracies are of validation images, which the recipe held out; evaluate the best one on test images."]
-        if self.searched and self.verb == "evaluate":
-            return [
-                "Chosen by its accuracy on test images: the best one's figure is too good to be reported; objective=validation_... is not."
-            ]
-        return []
+        return self.on_test_images
+
+    @property
+    def on_test_images(self) -> list[str]:
+        """What a search does that looks at test images, where it does."""
+        if not self.searched or self.verb != "evaluate" or self.of_validation or (self.objective or "").lstrip("-") == "seconds":
+            return []
+        return ["Chosen by its accuracy on test images: the best one's figure is too good to be reported; objective=validation_... is not."]
 
     @cached_property
     def done(self) -> list[Trial]:
@@ -254,6 +258,18 @@ def objective_of(folder: Path, verb: str, objective: str | None) -> float | None
     name = objective or ("robust_accuracy" if verb == "evaluate" else "validation_accuracy")
     value = figures_of(folder, verb)[0].get(name.lstrip("-").removeprefix("validation_") if verb == "evaluate" else name.lstrip("-"))
     return None if value is None else -value if name.startswith("-") else value
+
+
+def has_ended(job: Path) -> bool:
+    """Whether a job has left what came of it: a result, or an error."""
+    return there(job / RESULT_FILE) or there(job / ERROR_FILE)
+
+
+def objective_left(job: Path) -> float | None:
+    """The figure of its objective that a job has left; None where it failed, has none, or has left nothing yet."""
+    with suppress(Missing):
+        return None if there(job / ERROR_FILE) else read_json(job / RESULT_FILE, ResultContent).get("objective")
+    return None
 
 
 def leave_result(job: Path, made: Path, words: Sequence[str], verb: str, objective: float | None) -> None:

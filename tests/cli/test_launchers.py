@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from other_package import write_choice
 from PIL import Image
 
 LAUNCHERS = {
@@ -139,6 +140,20 @@ def test_the_same_records_as_in_one_process_and_a_failing_job_stops_no_other(rep
     for path, result in found.items():
         verb = "train" if path.endswith("run.json") else "evaluate"
         assert re.fullmatch(rf"python -m robustbench_lab {verb} backbone=small_cnn [^/']+", result["command"])
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_workers_know_other_packages_and_folders(reproduce, outputs, other_package, tmp_path, monkeypatch, launcher):
+    """By the variables alone, whatever their current folder."""
+    write_choice(tmp_path / "choices", "attack/uphill_quarter", "defaults: [uphill]\nshare: 0.25\n")
+    table = other_package / "conf" / "table" / "theirs" / "sides.yaml"
+    table.write_text(table.read_text().replace("uphill_half", "uphill_quarter"))
+    (tmp_path / "none").mkdir()
+    monkeypatch.setenv("ROBUSTBENCH_LAB_TABLES", str(tmp_path / "none"))
+    status, err = ended(reproduce(launcher, "tables=[theirs/sides]", "--config-dir", str(tmp_path / "choices")))
+    assert status == 0, err
+    attacks = [path.parent.name.partition("-")[0] for path in outputs.glob("runs/*/evaluate/*/record.json")]
+    assert sorted(attacks) == ["uphill"] * 2 + ["uphill_quarter"] * 2
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])

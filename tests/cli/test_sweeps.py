@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from robustbench_lab.datasets.digits import Digits
+from robustbench_lab.metrics.nearest_neighbour import TrainingSetDistance
 from robustbench_lab.storage.files import locked
+from robustbench_lab.training import making
 
 QUICK = ["training.epochs=1", "attack=fgsm", "panel=none"]
 
@@ -199,3 +201,87 @@ def test_a_second_process_waits_for_the_first_one(outputs, lab, tiny, monkeypatc
     monkeypatch.setattr("robustbench_lab.multirun.locked", wait)
     assert lab("train", "-m", *tiny, "training.epochs=1", "seed=0,1").status == 0
     assert waited == [folder_of(outputs)]
+
+
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "training.epochs=1"]
+
+
+def test_a_job_of_a_stopped_batch_that_had_ended_is_told_once(lab, outputs, tiny, monkeypatch):
+    words = [*SEARCH, "hydra.sweeper.n_jobs=2", *tiny, "training.validation=0.2", "training.optimizer.lr=interval(0.01,0.1)"]
+    write, calls = making._write_metrics, []
+
+    def stop(*told: object) -> None:
+        calls.append(told)
+        if len(calls) > 6:  # a run writes after each of its three epochs, and once more: within the second run
+            raise KeyboardInterrupt
+        write(*told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "_write_metrics", stop)
+        assert lab("train", *words).status == 130
+    ended = lab("train", *words)
+    assert ended.status == 0, ended.err
+    assert sorted(path.parent.name for path in folder_of(outputs).glob("*/result.json")) == ["0", "2"]
+    assert "±" not in ended.out, "no configuration counts twice"
+    again = lab("train", *words)
+    assert "Launching" not in again.out + again.err, "both trials are there"
+
+
+def test_what_cannot_be_searched_says_why(lab, tiny, outputs):
+    held_out = [*tiny, "training.validation=0.2"]
+    for more, said in (
+        (held_out, "hydra/sweeper=optuna: expected a word to search"),
+        ([*held_out, "defense=glob(stand*)"], "defense=glob(stand*): hydra/sweeper=optuna expected interval(low,high), range(...) or"),
+        ([*held_out, "training.optimizer.lr=interval(0.2,0.1)"], "training.optimizer.lr=interval(0.2,0.1): hydra/sweeper=optuna expected"),
+        ([*held_out, "training.optimizer.lr=tag(log,interval(0,1))"], "training.optimizer.lr=tag(log,interval(0,1)): hydra/sweeper=optuna"),
+        ([*held_out, "seed=range(3,1)"], "seed=range(3,1): hydra/sweeper=optuna expected"),
+        ([*held_out, "seed=0,1", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs: expected a whole number >= 1, got 0"),
+        ([*held_out, "seed=0,1", "hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials: expected a whole number >= 1, got 'x'"),
+    ):
+        ended = lab("train", *SEARCH, *more)
+        assert ended.status == 2
+        assert f"error: {said}" in ended.err
+    for verb, choice in (("check", "optuna"), ("train", "tables")):
+        ended = lab(verb, "-m", f"hydra/sweeper={choice}", "seed=0,1")
+        assert ended.status == 2
+        assert f"expected hydra/sweeper=optuna, which searches for train and evaluate, got '{choice}' for {verb}" in ended.err
+    assert not (outputs / "runs").exists()
+
+
+def test_without_held_out_images_nothing_is_trained_for_them(lab, outputs, tiny):
+    ended = lab("evaluate", *SEARCH, *tiny, "attack=fgsm", "panel=none", "train=true", "seed=0,1")
+    assert ended.status == 1
+    assert ended.err.count("training.validation: expected a share of the training images") == 4, "as each fails, and at the end"
+    assert not (outputs / "runs").exists()
+
+
+def test_a_search_on_test_images_warns_before_it_begins(lab, tiny, trained, outputs):
+    ended = lab("evaluate", *SEARCH, "hydra.sweeper.n_trials=1", *tiny, "attack=fgsm", "panel=none", "train=true",
+                "budget.eps=interval(0.01,0.02)", "objective=robust_accuracy")  # fmt: skip
+    assert "too good to be reported" in ended.err.partition("Launching")[0]
+
+
+def test_a_held_out_image_is_not_its_own_neighbour(lab, outputs, tiny, monkeypatch):
+    seen = []
+
+    def count(self, looked_at, x, x_adv):
+        seen.append(len(looked_at.train))
+        return x.flatten(1).norm(dim=1).double()
+
+    monkeypatch.setattr(TrainingSetDistance, "of_broken", count)
+    words = [*tiny, *QUICK, "train=true", "training.validation=0.2", "metric=[training_set_distance]", "budget.eps=0.5"]
+    assert lab("evaluate", *words, "split=validation").status == 0
+    assert set(seen) == {160}, "without the 40 that are attacked"
+    seen.clear()
+    assert lab("evaluate", *words).status == 0
+    assert set(seen) == {200}
+
+
+def test_the_report_shows_models_of_others_with_their_warnings(lab, outputs, tiny, trained):
+    weights = f"weights={trained / 'model.safetensors'}"
+    words = [weights, "backbone=small_cnn", "attack=fgsm", "panel=none", "dataset.test_size=40", "device=cpu"]
+    assert lab("evaluate", *words).status == 0
+    assert lab("report", "reference=false").status == 0
+    page = (outputs / "report" / "index.html").read_text()
+    assert "model.safetensors as small_<wbr>cnn on digits" in page
+    assert 'class="loud">preprocessing' not in page

@@ -28,13 +28,13 @@ def files(folder: Path) -> set[str]:
 def test_two_files_and_their_test(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["attack", "my_attack", "--package", "mylab"])
     written = ["mylab/__init__.py", "mylab/attacks/__init__.py", "mylab/attacks/my_attack.py", "mylab/conf/attack/my_attack.yaml"]
-    assert files(here) == {*written, "tests/test_attack_my_attack.py"}
+    assert files(here) == {*written, "mylab/tests/test_attack_my_attack.py"}
     said = capsys.readouterr().out.splitlines()
-    assert said[:5] == [f"wrote {path}" for path in (*written, "tests/test_attack_my_attack.py")]
+    assert said[:5] == [f"wrote {path}" for path in (*written, "mylab/tests/test_attack_my_attack.py")]
     assert said[6:] == [
         "next:",
         "  export ROBUSTBENCH_LAB_PACKAGES=mylab",
-        "  python -m pytest tests/test_attack_my_attack.py",
+        "  python -m pytest mylab/tests/test_attack_my_attack.py",
         "  python -m robustbench_lab evaluate train=true attack=my_attack",
     ]
     main(["defense", "my_attack", "--package=mylab"])  # another group, the same name
@@ -57,10 +57,12 @@ def test_what_is_written_keeps_the_project_s_own_rules(here: Path) -> None:
         assert "$name" not in path.read_text()
 
 
-def test_a_package_in_a_source_folder_has_its_tests_beside_that(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_in_another_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["table", "my_table", "--package", "src/mylab"])
-    assert files(here) == {"src/mylab/__init__.py", "src/mylab/conf/table/mylab/my_table.yaml", "tests/test_table_my_table.py"}
-    assert "next, in src:" in capsys.readouterr().out
+    assert files(here) == {"src/mylab/__init__.py", "src/mylab/conf/table/mylab/my_table.yaml", "src/mylab/tests/test_table_my_table.py"}
+    said = capsys.readouterr().out
+    assert "next, in src:" in said
+    assert "python -m pytest mylab/tests/test_table_my_table.py" in said
 
 
 def test_the_first_package_of_the_variable_is_written_into(
@@ -72,8 +74,17 @@ def test_the_first_package_of_the_variable_is_written_into(
     monkeypatch.setenv("ROBUSTBENCH_LAB_PACKAGES", "otherlab, another")
     main(["backbone", "my_backbone"])
     assert (here / "elsewhere" / "otherlab" / "conf" / "backbone" / "my_backbone.yaml").exists()
-    assert (here / "elsewhere" / "tests" / "test_backbone_my_backbone.py").exists()
+    assert (here / "elsewhere" / "otherlab" / "tests" / "test_backbone_my_backbone.py").exists()
     assert "export ROBUSTBENCH_LAB_PACKAGES=otherlab\n" in capsys.readouterr().out
+
+
+def test_a_name_of_another_package_s_choice_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "otherlab" / "conf" / "attack").mkdir(parents=True)
+    (here / "otherlab" / "conf" / "attack" / "theirs.yaml").touch()
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("ROBUSTBENCH_LAB_PACKAGES", "otherlab")
+    with pytest.raises(LabError, match=r"^theirs: .*otherlab/conf/attack/theirs\.yaml is attack=theirs already"):
+        main(["attack", "theirs", "--package", "mylab"])
 
 
 @pytest.mark.parametrize(
@@ -93,8 +104,8 @@ def test_the_first_package_of_the_variable_is_written_into(
         ("attack ../x --package mylab", r"^\.\./x: expected a name of letters"),
         ("attack class --package mylab", r"^class: expected a name of letters"),
         (f"attack {'x' * 41} --package mylab", r"at most 40"),
-        ("attack pgd --package mylab", r"^pgd: attack=pgd is a choice of robustbench_lab \(.*pgd\.yaml\); choose another name"),
-        ("table digits --package smoke", r"^digits: table=digits is a choice of robustbench_lab"),
+        ("attack pgd --package mylab", r"^pgd: .*conf/attack/pgd\.yaml is attack=pgd already; choose another name"),
+        ("table digits --package smoke", r"^digits: .*conf/table/smoke/digits\.yaml is table=digits already"),
         ("attack budget --package mylab", r"^budget: expected a name of its own, but its class would be called Budget"),
     ],
 )
@@ -115,10 +126,11 @@ def test_no_file_is_overwritten_and_none_written_beside_it(here: Path) -> None:
 
 
 def test_where_nothing_can_be_written_nothing_is_left(here: Path) -> None:
-    (here / "tests").write_text("no folder")
+    (here / "mylab").mkdir()
+    (here / "mylab" / "tests").write_text("no folder")
     with pytest.raises(LabError, match=r"^new: .*tests.*; nothing was written"):
         main(["attack", "mine", "--package", "mylab"])
-    assert files(here) == {"tests"}
+    assert files(here) == {"mylab/tests"}
 
 
 def test_torch_and_hydra_are_not_imported(here: Path) -> None:

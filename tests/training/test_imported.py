@@ -1,13 +1,17 @@
 """Runs that someone else has trained: made at once, measured, and attacked as any other."""
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.jobs.evaluate import job
@@ -16,6 +20,7 @@ from robustbench_lab.settings.identity import evaluation_of, run_at_words, run_o
 from robustbench_lab.settings.overrides import merged_overrides, written_out
 from robustbench_lab.training import imported
 from robustbench_lab.training.making import make_run
+from robustbench_lab.training.runs import objects
 
 TRAINED = ["training.epochs=2", "training.validation=0"]
 HERE = ["device=cpu"]
@@ -199,3 +204,45 @@ def test_a_run_of_ours_reads_back_whole(trained: tuple[Path, Path], tmp_path: Pa
     )
     ours, theirs = load_file(folder / "model.safetensors"), load_file(mine.parents[1] / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_strangers_network_of_the_examples_is_ours_under_its_own_names(tmp_path: Path) -> None:
+    spec = spec_from_file_location("strangers_resnet20", Path(__file__).parents[2] / "examples" / "strangers_resnet20.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    theirs = nn.ModuleDict({"module": script.ResNet20()})
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)  # type: ignore[operator, union-attr]
+    torch.save({"state_dict": theirs.state_dict(), "best_prec1": np.float64(91.2)}, tmp_path / "w.pt")
+    x, words = torch.rand(4, 3, 32, 32), ["dataset=cifar10", "backbone=resnet20", "normalise=imagenet", f"weights={tmp_path / 'w.pt'}"]
+    told = {}
+    for shortcut in ("zeros_around", "zeros"):
+        _, model, _, recipe = objects(run_at_words([*words, f"backbone.shortcut={shortcut}"]))
+        imported.bring(model, recipe)
+        told[shortcut] = model.eval()(x)
+    expected = theirs.eval()["module"]((x - script.MEAN) / script.STD)
+    assert torch.allclose(told["zeros_around"], expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(told["zeros"], expected, atol=1e-2)
+
+
+def test_a_network_of_torchvision_from_end_to_end(tmp_path: Path) -> None:
+    for split, number in (("train", 3), ("test", 6)):
+        for label in ("a", "b"):
+            folder = tmp_path / "pictures" / split / label
+            folder.mkdir(parents=True)
+            for place in range(number):
+                pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / f"{place}.png")
+    torch.manual_seed(0)
+    torch.save({"model": torchvision.models.resnet18(num_classes=2).state_dict()}, tmp_path / "w.pt")
+    network = ["backbone=callable", "backbone.call=torchvision.models.resnet18", "backbone.arguments={num_classes: 2}"]
+    pictures = ["dataset=image_folder", f"dataset.path={tmp_path / 'pictures'}", "dataset.classes=2", "dataset.size=32"]
+    attack = ["attack=apgd_ce", "attack.steps=2", "normalise=imagenet", *HERE, f"output_root={tmp_path / 'out'}"]
+    record, outcome, folder = evaluated([f"weights={tmp_path / 'w.pt'}", *network, *pictures, *attack])
+    assert record["n"] == len(outcome["robust"]) == 12
+    run = json.loads((folder.parents[1] / "run.json").read_text())
+    assert run["imported"]["matched"] == "every tensor by its name"
+    assert "-callable_resnet18-" in folder.parents[1].name
