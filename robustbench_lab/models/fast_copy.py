@@ -22,8 +22,8 @@ def _folded_graph(network: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]
 
     None, and a word of it, if the network cannot be traced.
     """
-    original = copy.deepcopy(network).eval()
     try:
+        original = copy.deepcopy(network).eval()
         graph = torch.fx.symbolic_trace(original)
     except Exception as error:  # tracing runs foreign code and may fail in any way; the plain network is always right
         _plain(network, said(error).splitlines()[0])
