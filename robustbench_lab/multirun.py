@@ -34,15 +34,12 @@ from robustbench_lab.tables.sweep import (
     SWEEPING,
     Sweep,
     check_objective,
-    csv_of,
-    grid,
-    headline,
     leave_result,
-    markdown,
     objective_of,
     read_sweep,
     searched_for,
 )
+from robustbench_lab.tables.sweep_pages import csv_of, grid, headline, markdown
 
 log = logging.getLogger("robustbench_lab")
 

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from robustbench_lab.errors import LabError
 from robustbench_lab.report.charts import LINES, Spot, bars_chart, map_chart, spots_chart
 from robustbench_lab.settings.conf import FRACTION
-from robustbench_lab.tables.sweep import SHARES, Line, Sweep, grid, headline, shown, sweeps_in, title
+from robustbench_lab.tables.sweep import SHARES, Line, Sweep, sweeps_in
+from robustbench_lab.tables.sweep_pages import grid, headline, shown, title
 
 MOST_BARS, MOST_SIDES = 24, 12  # bars of a chart, and cells along a side of a map: more cannot be read
 

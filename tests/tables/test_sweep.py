@@ -9,7 +9,8 @@ import pytest
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.report.sweeps import chart_of, number
-from robustbench_lab.tables.sweep import Sweep, Trial, check_objective, csv_of, grid, headline, markdown, shortest
+from robustbench_lab.tables.sweep import Sweep, Trial, check_objective, shortest
+from robustbench_lab.tables.sweep_pages import csv_of, grid, headline, markdown
 
 
 def trial(number: int, *words: str, robust: float | None = None, clean: float = 0.9, error: str | None = None, **more: float) -> Trial:
