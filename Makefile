@@ -30,13 +30,13 @@ install: $(VENV)/.installed-run  ## make .venv and install the project into it
 smoke: $(VENV)/.installed-run  ## train the undefended model and FM on embedded digits, attack both, print a table, write the report (3 minutes on a CPU)
 	$(RUN) reproduce 'tables=[smoke/digits]'
 
-test: $(VENV)/.installed-dev  ## lint, types and the quick tests (4 minutes on 2 cores)
+test: $(VENV)/.installed-dev  ## lint, types and the quick tests (7 minutes on 2 cores)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n auto
 
-test-all: test test-launchers  ## make test, then test-launchers (8 minutes on 2 cores)
+test-all: test test-launchers  ## make test, then test-launchers (13 minutes on 2 cores)
 
 reproduce-tables: $(VENV)/.installed-run  ## train and evaluate what tables miss: TABLES="fm/table1 smoke/*" PROFILE=smoke LAUNCHER=joblib CELLS=covering PLAN=1
 	$(RUN) reproduce 'tables=[$(shell echo "$(TABLES)" | tr -s ' ' ',')]' profile=$(PROFILE) cells=$(CELLS) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER)) $(if $(PLAN),--dry-run)
@@ -47,7 +47,7 @@ tables: $(VENV)/.installed-run  ## write the tables from the records there are
 report: $(VENV)/.installed-run  ## write outputs/report/index.html: your records, and beside them what the project has measured
 	$(RUN) report
 
-test-launchers: $(VENV)/.installed-dev  ## joblib, submitit and Ray for real, with workers that are killed (4 minutes)
+test-launchers: $(VENV)/.installed-dev  ## joblib, submitit and Ray for real, with workers that are killed (6 minutes)
 	$(VENV)/bin/python -m pytest -m slow tests/cli/test_launchers.py
 
 test-browser: $(VENV)/.installed-browser  ## the report in headless Chromium; needs chromium and chromedriver (Debian: apt install chromium chromium-driver)
