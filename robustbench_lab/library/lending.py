@@ -234,9 +234,8 @@ def _ieee() -> Iterator[None]:
 
 @contextmanager
 def _module_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Modes, flags and buffers, module by module; parameters and their gradients nobody touches."""
+    """Modes and buffers, module by module; `frozen` sees to the parameters' flags, and their gradients nobody touches."""
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
         (module, name, tensor, tensor.detach().clone())
         for module in model.modules()
@@ -248,9 +247,6 @@ def _module_as_it_was(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, requires_grad in flags:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
         with torch.no_grad():
             for module, name, tensor, before in buffers:
                 if module._buffers.get(name) is not tensor:

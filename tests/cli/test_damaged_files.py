@@ -87,7 +87,7 @@ class Folder:
                 tables.main, DictConfig({"output_root": str(self.outputs), "tables": ["paper/small"], "table_profile": "paper"})
             ),
             "plan": planned,
-            "train": partial(make_run, self.evaluation.run, place_of(self.cfg)),
+            "train": lambda: make_run(self.evaluation.run, place_of(self.cfg)),
             "evaluate": partial(evaluate.job, self.cfg, self.evaluation),
         }
 

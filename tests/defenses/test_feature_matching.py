@@ -169,13 +169,12 @@ def test_what_counts_as_a_collapse(
 
 
 def _classifier(length: int) -> torch.nn.Module:
-    from collections import OrderedDict
-
     from torch import nn
 
+    from robustbench_lab.backbones.base import Backbone, sequence
     from robustbench_lab.models.defended import Classifier
 
-    return Classifier(nn.Identity(), nn.Sequential(OrderedDict(flatten=nn.Flatten(), head=nn.Linear(length, 3))))
+    return Classifier(nn.Identity(), Backbone(sequence(flatten=nn.Flatten()), nn.Identity(), nn.Linear(length, 3)))
 
 
 def test_the_radical_is_part_of_the_recipe_that_is_published(built: Callable[..., Any]) -> None:

@@ -196,7 +196,7 @@ def test_a_kind_is_a_file_of_its_own(outputs, monkeypatch, tmp_path):
     conf = tmp_path / "conf" / "figure"
     conf.mkdir(parents=True)
     (conf / "dots.yaml").write_text("_target_: robustbench_lab.figures.curves.Dots\nsize: 3\n")
-    monkeypatch.setattr(drawing, "CONF", conf.parent)
+    monkeypatch.setattr(drawing, "choice_file", lambda group, choice: conf / f"{choice}.yaml")
     monkeypatch.setattr(drawing, "choices", lambda group: ["dots"])
     monkeypatch.setattr(curves, "Dots", Dots, raising=False)
     Dots.__module__ = curves.__name__  # where its file would be

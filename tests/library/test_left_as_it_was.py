@@ -25,7 +25,7 @@ BALL = lab.Budget("linf", 0.2)
 
 
 class Net(nn.Module):
-    """BatchNorm that learns beside one that does not, and a buffer that every pass moves."""
+    """BatchNorm that learns beside one that does not, and a buffer that every pass moves; wants single precision in eval mode."""
 
     calls: Tensor
 
@@ -36,7 +36,9 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.head(torch.relu(self.fixed(self.norm(self.conv(x)))).flatten(1))
+        logits = self.head(torch.relu(self.fixed(self.norm(self.conv(x)))).flatten(1))
+        assert self.training or not isinstance(x, Tensor) or logits.dtype == torch.ones(()).dtype == torch.float32
+        return logits
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def test_hooks_see_passes_of_the_model_itself_and_stay(learning: tuple[nn.Module
     net, x, y = learning
     seen: list[Any] = []
     plain = lab.evaluate(net, x, y, attack="fgsm", eps=0.2, panel=False)
-    handle = net.head.register_forward_hook(lambda module, given, answer: (seen.append(type(answer)), -answer)[1])
+    handle = net.register_forward_hook(lambda module, given, answer: (seen.append(type(answer)), -answer)[1])
     turned = lab.evaluate(net, x, y, attack="fgsm", eps=0.2, panel=False)
     assert set(seen) == {Tensor}
     assert not np.array_equal(plain.clean, turned.clean)

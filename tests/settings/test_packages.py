@@ -257,3 +257,10 @@ def test_what_an_import_raises_is_told(other_package: Path) -> None:
     (other_package / "attacks.py").write_text("import nowhere\n")
     with pytest.raises(LabError, match=r"^attack\._target_: .* got 'theirlab\.attacks\.Uphill': No module named 'nowhere'"):
         build(piece("attack", "uphill").content, "attack", Attack)
+
+
+def test_another_folder_in_its_place_is_read_anew(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert piece("attack", "my_pgd").content["steps"] == 3
+    write_choice(tmp_path / "other", "attack/my_pgd", "defaults: [pgd]\nsteps: 7\n")
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "other"))
+    assert piece("attack", "my_pgd").content["steps"] == 7
