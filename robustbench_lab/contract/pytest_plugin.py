@@ -42,9 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not asked:
         return
     for package in asked:
-        if folder_of(package) is None:
+        folder = folder_of(package)
+        if folder is None:
             remedy = "run `python -m pytest` in the folder that holds it, or name that folder as pytest's `pythonpath`"
             raise pytest.UsageError(f"--robustbench-lab {package}: expected a package that can be imported; {remedy}")
+        if not any(files_of(folder, group) for group in GROUPS):
+            expected = f"expected a choice in {folder / 'conf'}, such as {GROUPS[0]}/mine.yaml, of {', '.join(GROUPS)}"
+            raise pytest.UsageError(f"--robustbench-lab {package}: {expected}, got none")
     before = os.environ.get(PACKAGES)
     known = [name.strip() for name in (before or "").split(",") if name.strip()]
     os.environ[PACKAGES] = ",".join(dict.fromkeys([*known, *asked]))
@@ -68,6 +72,11 @@ def folder_of(package: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
+def files_of(package: Path, group: str) -> list[Path]:
+    """The choices of a group that a package has."""
+    return sorted((package / "conf" / group).glob("*/*.yaml" if group == "table" else "*.yaml"))
+
+
 @pytest.hookimpl(tryfirst=True)  # before what chooses among all tests, by -k and others
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     for package in packages_of(config):
@@ -80,9 +89,8 @@ class Package(pytest.Collector):
     def collect(self) -> Iterator[Choice]:
         words = dict(_words_of(line) for line in self.config.getini("robustbench_lab_words"))
         for group in GROUPS:
-            conf = self.path / "conf" / group
-            for path in sorted(conf.glob("*/*.yaml" if group == "table" else "*.yaml")):
-                choice = path.relative_to(conf).with_suffix("").as_posix()
+            for path in files_of(self.path, group):
+                choice = path.relative_to(self.path / "conf" / group).with_suffix("").as_posix()
                 given = words.get((group, choice), [])
                 nodeid = f"robustbench_lab::{group}::{choice}"
                 yield Choice.from_parent(self, name=choice, nodeid=nodeid, path=path, group=group, words=given)

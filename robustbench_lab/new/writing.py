@@ -22,6 +22,7 @@ GROUPS = ("attack", "defense", "backbone", "dataset", "table")
 TEMPLATES = Path(__file__).parent / "templates"
 CONF = next(conf for conf in (TEMPLATES.parents[2] / "conf", TEMPLATES.parents[1] / "conf") if conf.is_dir())
 LONGEST = 40  # characters of a name, so that no line of its files is too long
+VALUES = ("null", "true", "false", "nan", "inf")  # in any case, as a word such as attack=null, these are no names to Hydra
 USAGE = f"python -m robustbench_lab new {'|'.join(GROUPS)} NAME [--package FOLDER]"
 HELP = f"""{USAGE}
 
@@ -110,15 +111,18 @@ def files_of(group: str, name: str, package: Package) -> dict[Path, str]:
         raise LabError(
             f"{name}: expected a name of letters, digits and _, at most {LONGEST}, such as my_{group}, that is no word of Python's"
         )
+    if name.lower() in VALUES:
+        raise LabError(f"{name}: expected a name, but {group}={name} is read as a value; choose another name, such as my_{group}")
     within = Path(group, package.name) if group == "table" else Path(group)
-    for conf in (CONF, *_others(package)):
-        if (path := conf / within / f"{name}.yaml").exists():
-            raise LabError(f"{name}: {path} is {group}={name} already; choose another name")
+    own = package.folder / "conf"
+    for conf in (CONF, *_others(package), own):
+        for path in (conf / within).glob("*.yaml"):
+            if path.stem.lower() == name.lower() and (conf != own or path.stem != name):  # one file, where letters' case does not count
+                raise LabError(f"{name}: {path} is {group}={path.stem} already; choose another name")
     words = {
         "name": name,
         "package": package.name,
         "Class": "".join(part[:1].upper() + part[1:] for part in name.split("_")),
-        "title": name.replace("_", " "),
     }
 
     def filled(kind: str) -> str:

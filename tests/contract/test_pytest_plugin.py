@@ -67,6 +67,8 @@ def test_each_clause_of_each_choice_is_a_test(pytester: pytest.Pytester, mylab: 
     """Of choices that are right, that break clauses, that cannot be built, that need words, and whose files are not there."""
     choice(mylab, "attack", "lazy", "_target_: mylab.lazy.Lazy", NO_SEARCH)
     choice(mylab, "attack", "nowhere", "_target_: mylab.nowhere.Nothing")
+    choice(mylab, "attack", "unclosed", "_target_: [")
+    choice(mylab, "attack", "nan", "_target_: mylab.lazy.Lazy")
     choice(mylab, "backbone", "theirs", "defaults: [callable]", NET)
     knobs = "classes: 2\nchannels: 1\nsize: 4\ntrain_size: null\ntest_size: null\nsubset_seed: 0\nbudget: {norm: linf, eps: 0.1}\n"
     head = "# python -m robustbench_lab train dataset=absent\n_target_: mylab.absent.Absent\n"
@@ -81,11 +83,11 @@ def test_each_clause_of_each_choice_is_a_test(pytester: pytest.Pytester, mylab: 
     results = {nodeid.removeprefix("robustbench_lab::"): result for nodeid, result in told}
     assert {key: outcomes[key] for key in ("passed", "failed", "skipped")} == {
         "passed": sum(result == "PASSED" for result in results.values()),
-        "failed": len(failed) + 1,
+        "failed": len(failed) + 3,
         "skipped": 7,
     }
     assert {name for name, result in results.items() if result == "FAILED"} == {
-        "attack::nowhere[can_be_built]",
+        *(f"attack::{name}[can_be_built]" for name in ("nowhere", "unclosed", "nan")),
         *(f"attack::lazy[{name}]" for name in failed),
     }
     assert results["attack::right[breaks_images[linf]]"] == "PASSED"
@@ -106,6 +108,14 @@ def test_a_package_that_is_not_there(pytester: pytest.Pytester, mylab: Path) -> 
     ended = pytester.runpytest_subprocess("-p", PLUGIN, "--robustbench-lab", "otherlab")
     assert ended.ret == pytest.ExitCode.USAGE_ERROR
     ended.stderr.fnmatch_lines(["ERROR: --robustbench-lab otherlab: expected a package that can be imported; run `python -m pytest`*"])
+
+
+def test_a_package_without_a_choice(pytester: pytest.Pytester, mylab: Path) -> None:
+    """Green, it would say that something had been tried."""
+    (mylab / "conf" / "attack" / "right.yaml").unlink()
+    ended = pytester.runpytest_subprocess("-p", PLUGIN, "--robustbench-lab", "mylab")
+    assert ended.ret == pytest.ExitCode.USAGE_ERROR
+    ended.stderr.fnmatch_lines(["ERROR: --robustbench-lab mylab: expected a choice in */mylab/conf, such as attack/mine.yaml, *, got none"])
 
 
 def test_installed_and_named_it_is_one_plugin_which_leaves_a_run_that_does_not_ask(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.new.writing import GROUPS, LONGEST, main
@@ -104,6 +105,12 @@ def test_a_name_of_another_package_s_choice_is_refused(here: Path, monkeypatch: 
         ("attack ../x --package mylab", r"^\.\./x: expected a name of letters"),
         ("attack class --package mylab", r"^class: expected a name of letters"),
         (f"attack {'x' * 41} --package mylab", r"at most 40"),
+        (
+            "attack null --package mylab",
+            r"^null: expected a name, but attack=null is read as a value; choose another name, such as my_attack",
+        ),
+        ("backbone NaN --package mylab", r"^NaN: expected a name, but backbone=NaN is read as a value"),
+        ("attack PGD --package mylab", r"^PGD: .*conf/attack/pgd\.yaml is attack=pgd already; choose another name"),
         ("attack pgd --package mylab", r"^pgd: .*conf/attack/pgd\.yaml is attack=pgd already; choose another name"),
         ("table digits --package smoke", r"^digits: .*conf/table/smoke/digits\.yaml is table=digits already"),
         ("attack budget --package mylab", r"^budget: expected a name of its own, but its class would be called Budget"),
@@ -113,6 +120,24 @@ def test_what_is_refused(words: str, said: str, here: Path) -> None:
     with pytest.raises(LabError, match=said):
         main(words.split())
     assert not files(here)
+
+
+def test_names_that_differ_by_case_alone_are_refused(here: Path) -> None:
+    """They are one file where a disk does not tell them apart."""
+    main(["attack", "mine", "--package", "mylab"])
+    there = files(here)
+    with pytest.raises(LabError, match=r"^Mine: .*conf/attack/mine\.yaml is attack=mine already; choose another name"):
+        main(["attack", "Mine", "--package", "mylab"])
+    assert files(here) == there
+
+
+def test_tables_of_one_name_in_two_packages_have_two_titles(here: Path) -> None:
+    """No two tables may have one, or none of all tables can be read."""
+    titles = set()
+    for package, name in (("mylab", "first"), ("otherlab", "first"), ("mylab", "first_")):
+        main(["table", name, "--package", package])
+        titles.add(yaml.safe_load((here / package / "conf" / "table" / package / f"{name}.yaml").read_text())["title"])
+    assert len({" ".join(title.split()) for title in titles}) == 3
 
 
 def test_no_file_is_overwritten_and_none_written_beside_it(here: Path) -> None:
