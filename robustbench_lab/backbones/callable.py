@@ -97,27 +97,15 @@ class CallableNetwork(Backbone):
                 module.training = mode
             self.training = True
 
-    def _part(self, returned: Any) -> Any:
-        """What counts, of what the module returns."""
-        if self.output is None:
-            return returned
-        named = isinstance(self.output, str) and not isinstance(returned, Mapping)  # of a tuple's fields, too
-        if isinstance(returned, Mapping | list | tuple) and not named:
-            return returned[self.output]  # type: ignore[index]
-        return getattr(returned, str(self.output))
-
     def _picked(self, returned: Any) -> Tensor:
-        try:
-            found = self._part(returned)
-        except (KeyError, IndexError, AttributeError, TypeError):
-            found = None
+        found = part(returned, self.output)
         if not isinstance(found, Tensor):
-            expected = f"what chooses one tensor, {_parts(returned)}, of what {self.called} returns"
+            expected = f"what chooses one tensor, {parts_of(returned)}, of what {self.called} returns"
             raise LabError(f"backbone.output: expected {expected}, got {self.output!r}")
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._part(self.module(x))
+        y = part(self.module(x), self.output)
         return y.clamp(min=torch.finfo(y.dtype).tiny).log() if self.logarithm else y
 
     @property
@@ -170,7 +158,20 @@ def _made(call: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Modul
     return module
 
 
-def _parts(returned: Any) -> str:
+def part(returned: Any, output: str | int | None) -> Any:
+    """What counts, of what a module returned: an attribute, or what stands at a key or a position; None where there is no such part."""
+    if output is None:
+        return returned
+    named = isinstance(output, str) and not isinstance(returned, Mapping)  # of a tuple's fields, too
+    try:
+        if isinstance(returned, Mapping | list | tuple) and not named:
+            return returned[output]  # type: ignore[index]
+        return getattr(returned, str(output), None)
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def parts_of(returned: Any) -> str:
     """How the parts of what a module returned are chosen."""
     if isinstance(returned, Mapping):
         return f"one of {', '.join(map(repr, returned))}"
@@ -178,7 +179,7 @@ def _parts(returned: Any) -> str:
         fields = getattr(returned, "_fields", ())
         return f"from 0 to {len(returned) - 1}" + (f" ({', '.join(fields)})" if fields else "")
     if isinstance(returned, Tensor):
-        return "null (it is one tensor)"
+        return "none (it is one tensor)"
     return f"one of the attributes {', '.join(vars(returned))}" if hasattr(returned, "__dict__") else f"of a {type(returned).__name__}"
 
 

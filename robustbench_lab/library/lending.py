@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_lab.backbones.callable import part, parts_of
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.devices import device_of
 from robustbench_lab.errors import LabError, said
@@ -119,19 +120,6 @@ def _network(module: nn.Module, output: str | int | None, gives: str, shape: tup
     return Classifier(FirstLayer(), Answers(module, output, gives), shape)
 
 
-def part(returned: Any, output: str | int | None) -> Any:
-    """What counts, of what a module returned; None where there is no such part."""
-    if output is None:
-        return returned
-    try:
-        named = isinstance(output, str) and not isinstance(returned, Mapping)  # of a tuple's fields, too
-        if isinstance(returned, Mapping | list | tuple) and not named:
-            return returned[output]  # type: ignore[index]
-        return getattr(returned, str(output), None)
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
 @torch.no_grad()
 def _tried(network: nn.Module, x: Tensor) -> Tensor:
     """One pass; what is wrong with it is told."""
@@ -147,7 +135,7 @@ def _tried(network: nn.Module, x: Tensor) -> Tensor:
     if isinstance(answers, Answers):
         found = part(returned, answers.output)
         if not isinstance(found, Tensor):
-            expected = f"what chooses one tensor of what the model returns, {_parts(returned)}"
+            expected = f"what chooses one tensor of what the model returns, {parts_of(returned)}"
             raise LabError(f"output: expected {expected}, got {answers.output!r}")
         if found.ndim != 2 or len(found) != len(x):
             raise LabError(f"model: expected logits [B, K], one row for each of {len(x)} images, got shape {list(found.shape)}")
@@ -155,18 +143,6 @@ def _tried(network: nn.Module, x: Tensor) -> Tensor:
             raise LabError(f"model: expected logits, floating-point numbers, got {str(found.dtype).removeprefix('torch.')}")
         returned = network(x)
     return returned
-
-
-def _parts(returned: Any) -> str:
-    """How the parts of what a module returned are chosen."""
-    if isinstance(returned, Mapping):
-        return f"one of {', '.join(map(repr, returned))}"
-    if isinstance(returned, list | tuple):
-        fields = getattr(returned, "_fields", ())
-        return f"from 0 to {len(returned) - 1}" + (f" ({', '.join(fields)})" if fields else "")
-    if isinstance(returned, Tensor):
-        return "none (it is one tensor)"
-    return f"one of the attributes {', '.join(vars(returned))}" if hasattr(returned, "__dict__") else f"of a {type(returned).__name__}"
 
 
 def _check_precision(model: nn.Module) -> None:
