@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from robustbench_lab.errors import LabError
 from robustbench_lab.output import one_line
 from robustbench_lab.settings.conf import CONF, choice_file, choices, groups, tables_folder
-from robustbench_lab.settings.overrides import LISTS, parsed
+from robustbench_lab.settings.overrides import LISTS, SHORT, parsed
 from robustbench_lab.settings.packages import FOLDERS, PACKAGES, check_sources, sources, whose
 from robustbench_lab.settings.pieces import piece
 from robustbench_lab.settings.refusals import refusal
@@ -92,9 +92,10 @@ def check_words(verb: str, arguments: Sequence[str]) -> None:
 
 def _not_of(verb: str, argument: str, name: str, whose: Mapping[str, Sequence[str]]) -> str:
     own = [known for known, verbs in whose.items() if verb in verbs]
-    near = [name] if name in whose else [*get_close_matches(name, own, 1, 0.7), *get_close_matches(name, whose, 1)]
+    short = SHORT if "training" in own else ()
+    near = [name] if name in whose else [*get_close_matches(name, [*own, *short], 1, 0.7), *get_close_matches(name, whose, 1)]
     remedy = f"did you mean {near[0]}? " if near and near[0] != name else ""
-    if near and verb not in whose[near[0]]:
+    if near and verb not in whose.get(near[0], (verb,)):
         remedy += f"{near[0]} is a word of {', '.join(whose[near[0]])}; "
     return f"{argument}: {verb} has no group or key {name!r}; {remedy}`python -m robustbench_lab {verb} --help` lists them"
 

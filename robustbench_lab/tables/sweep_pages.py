@@ -57,12 +57,12 @@ def headline(sweep: Sweep) -> str:
     if not sweep.lines:
         return f"none of {len(sweep.trials)} jobs has finished"
     best = sweep.lines[0]
-    which = ", ".join(f"{name}={shown(value)}" for name, value in zip(sweep.names, best.values, strict=True)) or "all alike"
+    which = ", ".join(f"{name}={shown(value)}" for name, value in zip(sweep.names, best.values, strict=True))
     objective = (sweep.ranked_by or "").lstrip("-")
     figure = f": {objective.replace('_', ' ')} {told(best, objective)}{' %' * (objective in SHARES)}" if objective in sweep.figures else ""
     more = f" over {len(best.trials)} seeds" if sweep.seeds else ""
     lost = f"; {len(sweep.failed)} of {len(sweep.trials)} jobs failed" if sweep.failed else ""
-    return f"best {which}{figure}{more}{lost}"
+    return f"{f'best {which}' if which else sweep.verb}{figure}{more}{lost}"
 
 
 def markdown(sweep: Sweep) -> str:

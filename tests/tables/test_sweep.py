@@ -43,6 +43,12 @@ def test_mean_and_deviation_over_seeds_best_first() -> None:
     assert headline(OVER_SEEDS) == "best defense=b: robust accuracy 70.00 ± 7.07 % over 2 seeds; 1 of 6 jobs failed"
 
 
+def test_seeds_alone_have_no_best() -> None:
+    """.5 and .7: mean .6, deviation .1414."""
+    one = sweep(trial(0, "seed=0", robust=0.5), trial(1, "seed=1", robust=0.7))
+    assert headline(one) == "evaluate: robust accuracy 60.00 ± 14.14 % over 2 seeds"
+
+
 def test_failed_jobs_are_rows_that_say_why() -> None:
     page, rows = markdown(OVER_SEEDS), list(csv.DictReader(csv_of(OVER_SEEDS).splitlines()))
     assert "- defense=b seed=2: the loss is not finite" in page
