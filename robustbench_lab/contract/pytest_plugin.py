@@ -24,7 +24,7 @@ import pytest
 from robustbench_lab.contract import GROUPS, clauses
 from robustbench_lab.contract.clause import Clause
 from robustbench_lab.errors import LabError, MissingFiles
-from robustbench_lab.settings.packages import PACKAGES
+from robustbench_lab.settings.packages import PACKAGES, files_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if folder is None:
             remedy = "run `python -m pytest` in the folder that holds it, or name that folder as pytest's `pythonpath`"
             raise pytest.UsageError(f"--robustbench-lab {package}: expected a package that can be imported; {remedy}")
-        if not any(files_of(folder, group) for group in GROUPS):
+        if not any(files_of(folder / "conf", group) for group in GROUPS):
             expected = f"expected a choice in {folder / 'conf'}, such as {GROUPS[0]}/mine.yaml, of {', '.join(GROUPS)}"
             raise pytest.UsageError(f"--robustbench-lab {package}: {expected}, got none")
     before = os.environ.get(PACKAGES)
@@ -72,11 +72,6 @@ def folder_of(package: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
-def files_of(package: Path, group: str) -> list[Path]:
-    """The choices of a group that a package has."""
-    return sorted((package / "conf" / group).glob("*/*.yaml" if group == "table" else "*.yaml"))
-
-
 @pytest.hookimpl(tryfirst=True)  # before what chooses among all tests, by -k and others
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     for package in packages_of(config):
@@ -89,7 +84,7 @@ class Package(pytest.Collector):
     def collect(self) -> Iterator[Choice]:
         words = dict(_words_of(line) for line in self.config.getini("robustbench_lab_words"))
         for group in GROUPS:
-            for path in files_of(self.path, group):
+            for path in files_of(self.path / "conf", group):
                 choice = path.relative_to(self.path / "conf" / group).with_suffix("").as_posix()
                 given = words.get((group, choice), [])
                 nodeid = f"robustbench_lab::{group}::{choice}"

@@ -109,11 +109,18 @@ def files_in(ours: Path, group: str) -> dict[str, Path]:
     return dict(_files_in(ours, group, sources()))
 
 
+def files_of(conf: Path, group: str) -> list[Path]:
+    """The files of a group's choices in one folder of choices; tables lie in folders of their own there."""
+    return sorted((conf / group).glob("*/*.yaml" if group == "table" else "*.yaml"))
+
+
 @functools.cache
 def _files_in(ours: Path, group: str, others: tuple[Source, ...]) -> dict[str, Path]:
-    found = {path.stem: path for path in sorted((ours / group).glob("*.yaml"))}
+    if group == "table":  # whose names are those of their folders too: tables.reading finds them
+        return {}
+    found = {path.stem: path for path in files_of(ours, group)}
     for folder, _ in others:
-        for path in sorted((folder / group).glob("*.yaml")):
+        for path in files_of(folder, group):
             if path.stem in found:
                 raise LabError(f"{group}={path.stem}: there are two, {found[path.stem]} and {path}; rename the second one")
             found[path.stem] = path
