@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -32,10 +33,15 @@ class Front(nn.Module):
     random: whether it draws, in train and eval mode, from the global generator: the model is stochastic then. One that is a
     `models.noise.NoiseLayer` too draws only while `active`, so that its noise can be switched off; of any other, that is refused.
     needs_network: whether `transform` looks at the network that it stands before, `self.network`.
+    needs_teacher: whether it learns from another run, such as a density model; the defense's `teacher` is then that run.
     """
 
     random: ClassVar[bool] = False
     needs_network: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+
+    def check(self, shape: Sequence[int]) -> None:
+        """When a model is built: stop if it cannot transform images [C, H, W]. Raises LabError, naming the knob and the images."""
 
     def transform(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define transform")
@@ -54,6 +60,9 @@ class Front(nn.Module):
 
         rng: on the CPU, seeded by the run's seed and the front's place.
         """
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """At each start, before the first step, if it `needs_teacher`: what it takes from that run goes into its buffers or parameters."""
 
     def attach(self, network: nn.Module) -> None:
         """Called when it is put before a network, if it `needs_network`."""
