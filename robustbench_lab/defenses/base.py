@@ -97,10 +97,11 @@ class Defense(Knobs):
         teacher: as in Batch.
         """
 
-    def extra_images(self, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
+    def extra_images(self, model: Defended, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
         """At each start, before the first step: images that training has beside its own, the same at every start; None for none.
 
-        teacher: as in Batch. Their ids belong to them alone: not to the training images, not to each other.
+        model: of it only the fronts are the same at every start. teacher: as in Batch. Their ids belong to them alone: not to the training
+        images, not to each other.
         """
         return None
 

@@ -9,35 +9,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from robustbench_lab.defenses.base import Defense
-from robustbench_lab.errors import LabError
-from robustbench_lab.knobs import require
-from robustbench_lab.models.defended import Defended
-from robustbench_lab.models.front import Front
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses.base import Batch, Defense
+from robustbench_lab.knobs import one_of, require
+from robustbench_lab.models.defended import Defended, cross_entropy
+from robustbench_lab.models.front import Front, fitting_fronts, learn_from, made_fronts
+from robustbench_lab.progress import progress
+from robustbench_lab.randomness import stable_hash
+
+AT_ONCE = 250  # images transformed at a time
+TRAIN_ON = ("transformed", "transformed_once", "originals")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessed(Defense):
-    """Standard training of a network behind `fronts`, by name, in the order of `order`; each model gets fronts of its own."""
+    """Standard training of a network behind `fronts`, by name, in the order of `order`; each model gets fronts of its own.
+
+    train_on: what the network learns from. `transformed`: each augmented image, transformed anew in each step. `transformed_once`: each
+    image, transformed before the first step (with one draw of fronts that are random) and augmented after that: for fronts that are slow.
+    `originals`: images that no front has seen; the fronts stand before a network that was trained without them.
+    teacher: of a front that learns from another run, the words in which that run differs from this one; null without such a front.
+    """
 
     fronts: Mapping[str, Callable[[], Front]]
     order: Sequence[str]
+    train_on: Annotated[str, one_of(TRAIN_ON)]
+    teacher: Sequence[str] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        makers = all(callable(front) and not isinstance(front, nn.Module) for front in self.fronts.values())
-        require(makers, "fronts", "what makes a front, with _partial_: true, for each model its own", self.fronts)
-        require(len(self.fronts) > 0, "fronts", "one or more choices of conf/front, such as front@defense.fronts=[bit_depth]", self.fronts)
-        require(sorted(self.order) == sorted(self.fronts), "order", f"{', '.join(self.fronts)}, each once", list(self.order))
-        for name, make in self.fronts.items():
-            try:
-                make()  # a wrong knob stops here, before there is a model
-            except LabError as error:
-                raise LabError(f"fronts.{name}.{error}") from error
+        made = made_fronts(self.fronts, self.order, "fronts", "order")
+        require(len(made) > 0, "fronts", "one or more choices of conf/front, such as defense.fronts=[bit_depth]", self.fronts)
+        waiting = [name for name, front in zip(self.order, made, strict=True) if front.needs_teacher]
+        expected = (
+            f"the words of the run that {', '.join(waiting)} learns from" if waiting else "null, for no front learns from another run"
+        )
+        require(bool(self.teacher) is bool(waiting), "teacher", expected, self.teacher)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()  # first: its weights are those of the undefended run
-        return Defended(net, [self.fronts[name]() for name in self.order])
+        fronts = made_fronts(self.fronts, self.order, "fronts", "order")
+        return Defended(net, fitting_fronts(fronts, self.order, net, "defense.fronts"))
+
+    def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
+        learn_from(model.each_front(), teacher)
+
+    @property
+    def learns_originals(self) -> bool:
+        return self.train_on != "transformed_once"
+
+    def extra_images(self, model: Defended, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet | None:
+        """The training images as the fronts show them, float32."""
+        if self.learns_originals:
+            return None
+        learn_from(model.each_front(), teacher)
+        shown, batches = [], train_data.batches(torch.arange(len(train_data)), AT_ONCE)
+        bar = progress(total=len(train_data), initial=0, unit="image", desc="transform")
+        model.eval()
+        with torch.random.fork_rng(), torch.no_grad(), bar:
+            torch.manual_seed(stable_hash(seed, "transformed"))
+            for x, _, _ in batches:
+                shown.append(model.fronts(x).clamp(0, 1))
+                bar.update(len(x))
+        return ImageSet(torch.cat(shown), train_data.labels, -1 - train_data.ids)
+
+    def loss(self, model: Defended, batch: Batch) -> Tensor:
+        if self.train_on == "transformed":
+            return super().loss(model, batch)
+        return cross_entropy(model.network(batch.x), batch.y).mean()

@@ -16,6 +16,7 @@ from torch import nn
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import AdversarialDefense, Taught
+from robustbench_lab.models.defended import Defended
 from robustbench_lab.randomness import ImageRandom
 
 AT_ONCE = 250  # images attacked at a time
@@ -35,7 +36,7 @@ class StaticAdversarialTraining(Taught, AdversarialDefense):
     def learns_originals(self) -> bool:
         return not self.examples_alone
 
-    def extra_images(self, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet:
+    def extra_images(self, model: Defended, teacher: nn.Module | None, train_data: ImageSet, seed: int) -> ImageSet:
         assert teacher is not None, "a Taught defense is given the run that it names"
         found = []
         for x, y, ids in train_data.batches(torch.arange(len(train_data)), AT_ONCE):

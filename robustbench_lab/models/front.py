@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import require
 
 
 class _Straight(torch.autograd.Function):
@@ -77,3 +79,37 @@ class Front(nn.Module):
         """Whether training moves it; a threat model that hides the fixed fronts shows it. A front whose parameters are fixed, such as a
         density model's, says False."""
         return any(True for _ in self.parameters())
+
+
+def made_fronts(makers: Mapping[str, Callable[[], Front]], order: Sequence[str], key: str, order_key: str) -> list[Front]:
+    """New fronts, in this order. Raises LabError, naming the key, for what makes none and for a wrong knob."""
+    named = all(callable(make) and not isinstance(make, nn.Module) for make in makers.values())
+    require(named, key, "what makes a front, with _partial_: true, for each model its own", makers)
+    require(sorted(order) == sorted(makers), order_key, f"{', '.join(makers)}, each once", list(order))
+    found = []
+    for name in order:
+        try:
+            found.append(makers[name]())
+        except LabError as error:
+            raise LabError(f"{key}.{name}.{error}") from error
+    return found
+
+
+def fitting_fronts(fronts: Sequence[Front], names: Sequence[str], network: nn.Module, key: str) -> Sequence[Front]:
+    """The fronts, which can transform the network's images. Raises LabError, naming the key, for one that cannot."""
+    shape = getattr(network, "image_shape", None)
+    for name, front in zip(names, fronts, strict=True):
+        try:
+            if shape is not None:
+                front.check(shape)
+        except LabError as error:
+            raise LabError(f"{key}.{name}.{error}") from error
+    return fronts
+
+
+def learn_from(fronts: Sequence[Front], teacher: nn.Module | None) -> None:
+    """Let the fronts that need another run take what they need from it."""
+    for front in fronts:
+        if front.needs_teacher:
+            assert teacher is not None, "a defense whose front needs a teacher names one"
+            front.learn_from(teacher)

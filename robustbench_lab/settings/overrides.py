@@ -21,15 +21,19 @@ TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may na
 
 
 SHORT = ("weights", "normalise", "output")  # words for someone else's model
+FRONTS = re.compile(r"defense\.fronts=(\[[\w,\s]*\])")  # a list of choices, where Hydra wants the group's name
 
 
 def written_out(words: Sequence[str]) -> list[str]:
     """The same words with what is short for others as those: `weights=FILE` for an imported run, `normalise=none|imagenet|{mean, std}` for
-    the model's first layer, `output=probabilities` for what a callable's network gives."""
+    the model's first layer, `output=probabilities` for what a callable's network gives; `defense.fronts=[...]` for choices of
+    conf/front."""
     result = []
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key not in SHORT:
+        if fronts := FRONTS.fullmatch(word):
+            result.append(f"front@defense.fronts={fronts[1]}")
+        elif not equals or key not in SHORT:
             result.append(word)
         elif key == "weights":
             result += ["training=imported", f"training.weights={value}"]

@@ -37,6 +37,7 @@ from robustbench_lab.storage.records import (
     CHECKPOINT_FILE,
     ERROR_FILE,
     EXAMPLES_FILE,
+    EXTRA_FILE,
     FEATURES_FILE,
     METRICS_FILE,
     MODEL_FILE,
@@ -133,6 +134,10 @@ class RunFolder(Folder):
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT_FILE
 
+    @property
+    def extra_images(self) -> Path:
+        return self.path / EXTRA_FILE
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """run.json, read once. Raises Missing, Clash, or LabError for a damaged one."""
@@ -185,14 +190,15 @@ class RunFolder(Folder):
 
     def check_places(self) -> None:
         """Raises LabError where something that is no file stands where a training will write one: before it, not after hours."""
-        _check_places(self.path, (RUN_FILE, MODEL_FILE, CHECKPOINT_FILE, METRICS_FILE, ERROR_FILE))
+        _check_places(self.path, (RUN_FILE, MODEL_FILE, CHECKPOINT_FILE, EXTRA_FILE, METRICS_FILE, ERROR_FILE))
 
     def tidy(self) -> None:
-        """Take away what a killed process left: of a finished run the checkpoint, of finished evaluations the partial outcome, and files
-        that were being written. What another process works in stays as it is."""
+        """Take away what a killed process left: of a finished run the checkpoint and its extra images, of finished evaluations the partial
+        outcome, and files that were being written. What another process works in stays as it is."""
         evaluations = [self.path / "evaluate" / name for name in _listed(self.path / "evaluate")]
-        for folder, last_file, file in [(self.path, RUN_FILE, CHECKPOINT_FILE), *((one, RECORD_FILE, PARTIAL_FILE) for one in evaluations)]:
-            _tidy(folder, last_file, file)
+        _tidy(self.path, RUN_FILE, CHECKPOINT_FILE, EXTRA_FILE)
+        for one in evaluations:
+            _tidy(one, RECORD_FILE, PARTIAL_FILE)
         for name in ("panel", "crafted", ".hydra"):
             sweep(self.path / name)
 
@@ -206,9 +212,10 @@ class RunFolder(Folder):
         return read_epochs(path) if there(path) else []
 
     def finish(self, record: Content) -> None:
-        """Write run.json, the last file, and take the checkpoint away."""
+        """Write run.json, the last file, and take away what training could be resumed from."""
         write_json(self.path / RUN_FILE, record)
         remove(self.checkpoint)
+        remove(self.extra_images)
 
     def panel_file(self, key: str) -> Path:
         return self.path / "panel" / f"{key}.json"
@@ -363,14 +370,15 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _tidy(folder: Path, last_file: str, file: str) -> None:
-    """Take `file` away where the last file is there, and what was being written: asked for again once the folder is ours."""
-    left = [name for name in _listed(folder) if name == file or name.endswith(".partial")]
+def _tidy(folder: Path, last_file: str, *files: str) -> None:
+    """Take `files` away where the last file is there, and what was being written: asked for again once the folder is ours."""
+    left = [name for name in _listed(folder) if name in files or name.endswith(".partial")]
     if not left or not os.path.exists(folder / last_file):
         return
     with suppress(LabError, OSError), locked_if_free(folder) as free:
         if free and os.path.exists(folder / last_file):
-            remove(folder / file)
+            for file in files:
+                remove(folder / file)
             sweep(folder, everything=True)
 
 

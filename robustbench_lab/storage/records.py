@@ -27,6 +27,7 @@ FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of s
 RAY_FILE = "ray.npz"  # of an evaluation that was asked for it: what is right on the way to attacked images
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on
 CHECKPOINT_FILE = "checkpoint.safetensors"  # of a training run: where it stands after a complete epoch
+EXTRA_FILE = "extra_images.safetensors"  # of a training run: images that it made once, until it is finished
 PARTIAL_FILE = "outcome.partial.npz"  # of an evaluation: what is done so far
 ERROR_FILE = "error.json"
 METRICS_FILE = "metrics.jsonl"  # of a training run: a line for each epoch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from robustbench_lab.training.recipe import Recipe
 from robustbench_lab.training.start import begin
 from robustbench_lab.training.state import State, advance, restore_optimizers, snapshot
 
+Kept = Callable[[Callable[[], ImageSet | None]], ImageSet | None]
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
 
 
@@ -40,10 +42,12 @@ def fit(
     state: State | None = None,
     save: Callable[[State], None] = lambda state: None,
     teacher: Defended | None = None,
+    kept: Kept = lambda make: make(),
 ) -> State:
     """Train the model in place, from `state` if there is one, and hand each complete epoch's state to `save`.
 
-    The model and the data lie on one device. teacher: the trained model that a `Taught` defense learns from.
+    The model and the data lie on one device. teacher: the trained model that a defense learns from. kept: gives the defense's extra images,
+    from an earlier start or made now.
     Returns the last state; the model then holds the weights that the recipe keeps.
     Raises LabError, naming epoch, step and player, when a loss is not finite; the states saved before stay good.
     """
@@ -60,7 +64,7 @@ def fit(
         check_same_space(model, teacher, "defense.teacher")
     train_data = as_shown(model, train_data)
     own = _chosen(train_data, train)
-    if (extra := defense.extra_images(teacher, own, seed)) is not None:
+    if (extra := kept(partial(defense.extra_images, model, teacher, own, seed))) is not None:
         added = torch.arange(len(extra)) + len(train_data)
         train = torch.cat([train, added]) if defense.learns_originals else added
         train_data = train_data.followed_by(extra)

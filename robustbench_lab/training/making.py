@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from robustbench_lab.storage.records import METRICS_FILE, RUN_FILE
 from robustbench_lab.training.batches import split_validation
 from robustbench_lab.training.checkpoints import OfOtherImages, load_state, load_weights, save_state, write_tensors
 from robustbench_lab.training.events import EVENTS_FOLDER, events, need_tensorboard, write_events
+from robustbench_lab.training.extra import kept_images
 from robustbench_lab.training.imported import Imported, bring, measured
 from robustbench_lab.training.loop import fit, learn_statistics
 from robustbench_lab.training.recipe import Recipe
@@ -155,7 +157,7 @@ def _clear(folder: RunFolder, afresh: bool) -> None:
     folder.check_places()
     remove(folder.path / RUN_FILE)  # it may be damaged, or its weights gone
     if afresh:
-        for path in (folder.checkpoint, folder.weights):
+        for path in (folder.checkpoint, folder.extra_images, folder.weights):
             remove(path)
         if there(folder.path / EVENTS_FOLDER):
             with storing(folder.path / EVENTS_FOLDER):
@@ -197,7 +199,8 @@ def _fitted(
 
     history = state.history if state else []
     with events(folder.path, history) if tensorboard else nullcontext(lambda row: None) as add_events:
-        state = fit(defense, model, train_data, recipe, run.config["seed"], state, save, teacher)
+        kept = partial(kept_images, folder.extra_images, {"run": run.fingerprint, **told(images)}, train_data.device)
+        state = fit(defense, model, train_data, recipe, run.config["seed"], state, save, teacher, kept)
     _write_metrics(folder.path, state)  # once more: the process may have died between the two writes
     return state
 

@@ -41,7 +41,7 @@ def test_l2_steps(words: tuple[str, ...], undefended: tuple[Defended, ImageSet],
     """Each point's example lies .3 of the points' units away, 4 of which are the pixel range, or at the box's edge."""
     model, data = undefended
     defense = run_objects(*WORDS, *words, "defense.budget.eps=0.3/4")[2]
-    extra = defense.extra_images(model, data, 0)
+    extra = defense.extra_images(model, model, data, 0)
     assert len(extra) == POINTS
     inside = ((extra.images > 0) & (extra.images < 1)).flatten(1).all(dim=1)
     assert inside.sum() > 0.9 * POINTS
@@ -52,7 +52,7 @@ def test_l2_steps(words: tuple[str, ...], undefended: tuple[Defended, ImageSet],
 def test_jsma_steps(undefended: tuple[Defended, ImageSet], run_objects: Callable[..., Any]) -> None:
     """Single features by theta up or down, until the network is fooled: nearly all are, in whole steps where no edge is met."""
     model, data = undefended
-    extra = run_objects(*WORDS, "defense=static_jsma", "defense.attack.theta=0.1/4")[2].extra_images(model, data, 0)
+    extra = run_objects(*WORDS, "defense=static_jsma", "defense.attack.theta=0.1/4")[2].extra_images(model, model, data, 0)
     assert torch.equal(extra.labels, data.labels)
     assert wrong(model, extra.images, data.labels) > 0.95
     steps = (extra.images - data.images).flatten(1) / 0.025

@@ -1,16 +1,20 @@
 """Any fronts before standard training: by words, in their order, each model with its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robustbench_lab.datasets.base import ImageSet
+from robustbench_lab.defenses.preprocessed import Preprocessed
 from robustbench_lab.errors import LabError
+from robustbench_lab.knobs import require
 from robustbench_lab.models.front import Front
 from robustbench_lab.settings.identity import run_at_words
+from robustbench_lab.training.loop import fit
 
 CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "front").glob("*.yaml"))
 AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, _partial_: true, bits: 1}"
@@ -51,6 +55,72 @@ def test_their_order_is_part_of_the_runs_name() -> None:
     assert named(AGAIN) == named(AGAIN, "defense.order=[bit_depth,again]")
     assert named() == named("front@defense.fronts=[bit_depth]")
     assert named() != named("defense.fronts.bit_depth.bits=4")
+
+
+def test_the_short_word_for_fronts_is_the_group_s() -> None:
+    def named(*words: str) -> str:
+        return run_at_words(["defense=preprocessed", *words]).fingerprint
+
+    assert named("defense.fronts=[bit_depth]", "defense.fronts.bit_depth.bits=4") == named("defense.fronts.bit_depth.bits=4")
+    with pytest.raises(LabError, match="blur"):
+        named("defense.fronts=[blur]")
+
+
+class Halved(Front):
+    """Half of each pixel, plus what another run has told it."""
+
+    needs_teacher = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("told", torch.zeros(()))
+        self.seen = 0
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        self.told.fill_(float(next(teacher.parameters()).detach().flatten()[0].abs().clamp(max=0.5)))
+
+    def transform(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return x / 2 + self.told
+
+
+def test_slow_fronts_see_each_training_image_once(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageSet]) -> None:
+    """Over two epochs of 40 images the front sees 40 while training; the network learns from what it showed."""
+    words = ("backbone=small_cnn", "training.epochs=2", "training.batch_size=20", "training.flip=false", "training.crop_padding=0")
+    _, _, _, recipe = run_objects(*words, "training.validation=0")
+    teacher = run_objects("backbone=small_cnn", "seed=4")[1]
+    few = digits[0].subset(torch.arange(40))
+    for train_on, times in (("transformed_once", 40), ("transformed", 80), ("originals", 0)):
+        defense = Preprocessed(fronts={"halved": Halved}, order=["halved"], train_on=train_on, teacher=["defense=standard"])
+        model = defense.build(lambda: run_objects("backbone=small_cnn")[1].network)
+        learned: list[Tensor] = []
+        model.network.register_forward_pre_hook(lambda module, args: learned.append(args[0].detach()))  # noqa: B023
+        fit(defense, model, few, recipe, 0, teacher=teacher)
+        assert model.fronts[0].seen == times
+        assert float(model.fronts[0].told) > 0
+        told = float(model.fronts[0].told)
+        x = next(few.batches(torch.arange(40), 40))[0]
+        shown = x if train_on == "originals" else x / 2 + told
+        seen = torch.cat(learned[:2])  # the first epoch, in another order
+        assert (torch.cdist(seen.flatten(1), shown.flatten(1)).amin(dim=1) < 1e-2).all()
+
+
+def test_a_front_that_learns_needs_the_words_of_a_run() -> None:
+    with pytest.raises(LabError, match="teacher: expected the words of the run that halved learns from"):
+        Preprocessed(fronts={"halved": Halved}, order=["halved"], train_on="transformed", teacher=None)
+
+
+class Small(Front):
+    """Takes images of 16 pixels or more."""
+
+    def check(self, shape: Sequence[int]) -> None:
+        require(min(shape[1:]) >= 16, "window", "at most the image", shape)
+
+
+def test_a_front_says_which_images_it_cannot_take(run_objects: Callable[..., Any]) -> None:
+    defense = Preprocessed(fronts={"small": Small}, order=["small"], train_on="transformed", teacher=None)
+    with pytest.raises(LabError, match=r"^defense\.fronts\.small\.window: expected at most the image"):
+        defense.build(lambda: run_objects("backbone=small_cnn")[1].network)
 
 
 def test_the_network_behind_bit_depth_is_that_of_feature_squeezing(run_objects: Callable[..., Any]) -> None:

@@ -48,7 +48,7 @@ def batch(source: nn.Module) -> Batch:
 def test_examples_are_made_on_the_source(built: Callable[..., Any]) -> None:
     """The source says class 0 with w = (1, -.1); FGSM lowers x1 by .3 and raises x2 by .3, whatever the trained model is."""
     defense = built("defense", "static_adversarial_training", "defense.budget.eps=0.3")
-    extra = defense.extra_images(Plane((1.0, -0.1)), images(300), seed=0)
+    extra = defense.extra_images(Defended(Plane((0.0, 0.0))), Plane((1.0, -0.1)), images(300), seed=0)
     torch.testing.assert_close(extra.images, torch.tensor([0.2, 0.8]).expand(300, 1, 1, 2))
     assert extra.labels.tolist() == [0] * 300
     assert extra.ids.tolist() == [-1 - i for i in range(10, 310)]

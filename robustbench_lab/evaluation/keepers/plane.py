@@ -53,7 +53,7 @@ def plane_of(model: Defended, defense: Defense, train: ImageSet, teacher: Defend
     probability = shares[:, 1] if shares.shape[1] == 2 else shares.amax(dim=1)
     positions = torch.arange(len(train))
     points, labels, _ = next(train.batches(positions, len(train)))
-    extra, extra_labels = _added(defense, train, teacher, seed)
+    extra, extra_labels = _added(model, defense, train, teacher, seed)
     return {
         "probability": probability.reshape(GRID, GRID).cpu().numpy(),
         "points": points.flatten(1).cpu().numpy(), "labels": labels.cpu().numpy(),
@@ -61,9 +61,9 @@ def plane_of(model: Defended, defense: Defense, train: ImageSet, teacher: Defend
     }  # fmt: skip
 
 
-def _added(defense: Defense, train: ImageSet, teacher: Defended | None, seed: int) -> tuple[Tensor, Tensor]:
+def _added(model: Defended, defense: Defense, train: ImageSet, teacher: Defended | None, seed: int) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        more = defense.extra_images(teacher, train, seed)
+        more = defense.extra_images(model, teacher, train, seed)
     x, y, ids = next(train.batches(torch.arange(len(train)), len(train)))
     found, labels = [x[:0]], [y[:0]]
     if more is not None:
