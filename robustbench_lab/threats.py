@@ -112,14 +112,18 @@ class ThreatModel(Knobs):
     `queries` (outputs only: asking for a gradient is an error).
     overrides: how the other run's configuration differs from this one's; for `twin` and `substitute` only.
     answers: what a query returns, `logits` or `labels`; for `queries` only.
+    surrogate: null for each front's own stand-in, through which gradients go; `identity` puts that in its place, the BPDA of fronts that
+    change little. For `defended` only.
     """
 
     sees: Annotated[str, one_of(VIEWS)]
     overrides: Sequence[str]
     answers: Literal["logits", "labels"]
+    surrogate: Literal["identity"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.surrogate is None or self.sees == "defended", "surrogate", f"null with sees={self.sees}", self.surrogate)
         needs_run = self.sees in ("twin", "substitute")
         require(
             bool(self.overrides) == needs_run,

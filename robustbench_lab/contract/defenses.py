@@ -19,7 +19,7 @@ from robustbench_lab.contract.clause import Clause
 from robustbench_lab.contract.trying import clause_of, demand, refuses_numbers_that_are_not_finite
 from robustbench_lab.datasets.base import Dataset, ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
-from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.alone import alone
 from robustbench_lab.settings.build import build, dataset_of
@@ -255,7 +255,7 @@ def _tensors_in(value: object) -> list[object]:
 
 @contextmanager
 def _passes_outside_attacks(model: Defended) -> Iterator[list[bool]]:
-    """The training mode at each forward pass of the network that no attack asked for."""
+    """The training mode at each forward pass of the network, or of the first of several, that no attack asked for."""
     seen: list[bool] = []
     attacking: list[Attack] = []
     original = Attack.__call__
@@ -271,7 +271,8 @@ def _passes_outside_attacks(model: Defended) -> Iterator[list[bool]]:
         if not attacking:
             seen.append(module.training)
 
-    handle = model.network.register_forward_pre_hook(hook)
+    network = next((part for part in model.network.modules() if isinstance(part, Classifier)), model.network)
+    handle = network.register_forward_pre_hook(hook)
     try:
         with patch.object(Attack, "__call__", call):
             yield seen

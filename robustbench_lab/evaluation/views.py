@@ -152,7 +152,7 @@ def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defende
             )
         return defended.without_fixed_fronts() if fixed else defended
     if threat_model.sees == "defended":
-        return defended
+        return defended.with_identity_gradients() if threat_model.surrogate == "identity" else defended
     assert source is not None, "the job loads the source that the threat model names"
     return source
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.fast_copy import FastCopy
-from robustbench_lab.models.front import Front
+from robustbench_lab.models.front import Front, WithIdentityGradient
 from robustbench_lab.models.noise import switches
 from robustbench_lab.models.normalise import FirstLayer
 
@@ -99,6 +99,13 @@ class Defended(nn.Module):
         learned = [front for front in self.each_front() if front.learned]
         stochastic = self.stochastic and (self._network_draws or any(front.random for front in learned))
         return self._view(fronts=nn.Sequential(*learned), stochastic=stochastic)
+
+    def with_identity_gradients(self) -> Self:
+        """The same stages, sharing their weights; the gradient of each fixed front is the identity's. Raises LabError without one."""
+        if all(front.learned for front in self.each_front()):
+            raise LabError("threat_model.surrogate: expected null for a defense without fixed pre-processing, got identity")
+        fronts = (front if front.learned else WithIdentityGradient(front) for front in self.each_front())
+        return self._view(fronts=nn.Sequential(*fronts))
 
     def one_draw(self) -> Self:
         """The same stages, sharing their weights, whose prediction averages nothing: what is learned and searched where it is random."""

@@ -81,6 +81,24 @@ class Front(nn.Module):
         return any(True for _ in self.parameters())
 
 
+class WithIdentityGradient(Front):
+    """A fixed front whose gradient is the identity's, whatever it knows better; it sees and draws as the front does."""
+
+    learned = False
+
+    def __init__(self, front: Front) -> None:
+        super().__init__()
+        self.front = front
+        self.random = front.random  # type: ignore[misc]
+
+    def transform(self, x: Tensor) -> Tensor:
+        shown: Tensor = self.front(x)
+        require(
+            shown.shape == x.shape, "threat_model.surrogate", f"null for {type(self.front).__name__}, which changes the size", "identity"
+        )
+        return shown
+
+
 def made_fronts(makers: Mapping[str, Callable[[], Front]], order: Sequence[str], key: str, order_key: str) -> list[Front]:
     """New fronts, in this order. Raises LabError, naming the key, for what makes none and for a wrong knob."""
     named = all(callable(make) and not isinstance(make, nn.Module) for make in makers.values())
