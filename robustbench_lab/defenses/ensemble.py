@@ -39,7 +39,7 @@ class MeanLogits(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Defense):
-    """`members` networks, of which the first begins as the undefended run of the same seed; the loss is the sum of their cross-entropies."""
+    """`members` networks, the first of which begins as the undefended run of its seed; the loss is the sum of their cross-entropies."""
 
     members: Annotated[int, at_least(2)]
 
