@@ -25,6 +25,11 @@ class _Straight(torch.autograd.Function):
         return None, gradient
 
 
+def straight(exact: Tensor, differentiable: Tensor) -> Tensor:
+    """The first forward, the second's gradient backward; both of one shape."""
+    return _Straight.apply(exact, differentiable)
+
+
 class Front(nn.Module):
     """A stage before the network: [B, C, H, W] in [0, 1] to the same; H and W may change where the network takes other sizes.
 
@@ -55,7 +60,7 @@ class Front(nn.Module):
         exact, differentiable = self.transform(x.detach()), self.surrogate(x)
         if exact.shape != differentiable.shape:
             raise TypeError(f"{type(self).__name__}: transform gave {list(exact.shape)}, its surrogate {list(differentiable.shape)}")
-        return _Straight.apply(exact, differentiable)
+        return straight(exact, differentiable)
 
     def fit(self, images: ImageSet, rng: torch.Generator) -> None:
         """Once, before the first step: what it learns from the training images goes into its buffers.

@@ -125,7 +125,8 @@ class Evaluation:
 
     @property
     def random_output(self) -> bool:
-        return any(run.random_output for run in self.runs.values()) and not self.config.get("without_noise")
+        runs = any(run.random_output for run in self.runs.values()) and not self.config.get("without_noise")
+        return runs or says_stochastic(self.config["threat_model"])
 
     def folder(self, output_root: Path) -> Path:
         """Where the evaluation is, or will be: an existing folder of this content counts under any name."""
