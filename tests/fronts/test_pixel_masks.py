@@ -111,5 +111,5 @@ def test_what_is_counted_of_masks() -> None:
 @pytest.mark.parametrize("kind", [SoftThreshold, Dimming, RandomMask])
 @pytest.mark.parametrize("kept", [0.0, 1.5, True])
 def test_a_share_is_above_0_and_at_most_1(kind: type[Mask], kept: float) -> None:
-    with pytest.raises(LabError, match="^kept: expected a finite number > 0 and <= 1"):
+    with pytest.raises(LabError, match=r"^kept: expected a finite number > 0 and <= 1"):
         kind(kept)
