@@ -125,7 +125,9 @@ class SparseFeatureMasker(Defense):
                 shown, shown_masked = fixed(x), fixed(masked)
             with torch.no_grad():
                 answers = classifier(shown)
-            return self.mask_loss(x, masked, answers, classifier(shown_masked))
+            masked_answers = classifier(shown_masked)
+        # within autocast logits are bf16, in which a cosine near 1 has two digits
+        return self.mask_loss(x, masked, answers.to(x.dtype), masked_answers.to(x.dtype))
 
     def mask_loss(self, x: Tensor, masked: Tensor, answers: Tensor, masked_answers: Tensor) -> Tensor:
         """Eq. 2 of images x and what masks left of them, [B, C, H, W], and the logits of both, [B, K]; a scalar."""
