@@ -114,7 +114,7 @@ def trains_every_parameter_and_lowers_the_loss(config: Config, backbone: str, ep
     batch = batch_at(epoch)
     model.train()
     movers = defense.players(model)
-    players = [player for player in movers if player.turns.first_epoch <= epoch]
+    players = [player for player in movers if player.turns.at(epoch)]
     waiting = [_optimizer(player, torch.optim.SGD, 1) for player in movers if player not in players]  # their turn comes late
     optimizers = [_optimizer(player, torch.optim.Adam, 2e-3) for player in players]
     before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
@@ -144,10 +144,10 @@ def trains_every_parameter_and_lowers_the_loss(config: Config, backbone: str, ep
 
 
 def moves_batch_norm_by_its_own_passes_only(config: Config, fast: bool) -> None:
-    """BatchNorm's statistics move by the loss's own passes in train mode, not by an attack's; the loss leaves each module's mode, each
-    parameter's flag and gradient as they were."""
+    """The network's BatchNorm statistics move by the loss's own passes in train mode, not by an attack's; the loss leaves each module's
+    mode, each parameter's flag and gradient as they were."""
     model, defense = trained(config)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.network.modules() if isinstance(module, nn.BatchNorm2d)]
     if fast:
         model.attach_fast_copy()
     model.train()
@@ -157,7 +157,7 @@ def moves_batch_norm_by_its_own_passes_only(config: Config, fast: bool) -> None:
     for epoch in (FIRST, LATE):
         tracked = _tracked(norms)
         with _passes_outside_attacks(model) as passes:
-            for player in (player for player in defense.players(model) if player.turns.first_epoch <= epoch):
+            for player in (player for player in defense.players(model) if player.turns.at(epoch)):
                 loss = player.loss(model, batch_at(epoch))
                 scalar = all(term.dim() == 0 for term in ([loss] if isinstance(loss, Tensor) else loss))
                 demand(scalar, f"the loss of player {player.name} must be a scalar, or an iterator over scalars")

@@ -40,11 +40,17 @@ class Batch:
 @dataclass(frozen=True)
 class Turns:
     """When a player moves: within each step of a pass over the images, after the players before it; or in a pass of its own over all images
-    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`.
+    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`, and stands still from
+    epoch `until` on, if there is one.
     """
 
     own_pass: bool = False
     first_epoch: int = 0
+    until: int | None = None
+
+    def at(self, epoch: int) -> bool:
+        """Whether it moves in this epoch."""
+        return self.first_epoch <= epoch and (self.until is None or epoch < self.until)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def passes_of(players: Sequence[Player], epoch: int) -> list[list[Player]]:
     """Who moves in which pass over the epoch's images. Raises LabError where nobody does."""
     passes: list[list[Player]] = []
     for player in players:
-        if epoch < player.turns.first_epoch:
+        if not player.turns.at(epoch):
             continue
         if player.turns.own_pass or not passes or passes[-1][-1].turns.own_pass:
             passes.append([])

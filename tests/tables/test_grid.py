@@ -525,7 +525,7 @@ def test_an_exception_for_several_cells(written):
         read_table(written(**given, exceptions=[{"row": "L2P*", "column": "PGD", "overrides": ["attack=pgd"]}]))
 
 
-@pytest.mark.parametrize("defense", ["fm", "pni", "learn2perturb", "adversarial_training_pni"])
+@pytest.mark.parametrize("defense", ["fm", "pni", "learn2perturb", "adversarial_training_pni", "sfm"])
 def test_quick_begins_late_what_the_quick_variants_begin_late(defense):
     """conf/grid/quick.yaml and conf/defense/<defense>_quick.yaml say the same."""
     base = ["dataset=cifar10", "backbone=resnet20"]
