@@ -18,7 +18,7 @@ from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
 from robustbench_lab.knobs import one_of, require
 from robustbench_lab.models.defended import Defended, cross_entropy
-from robustbench_lab.models.front import Front, fitting_fronts, learn_from, made_fronts
+from robustbench_lab.models.front import Front, learn_from, made_fronts
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
 
@@ -28,33 +28,25 @@ TRAIN_ON = ("transformed", "transformed_once", "originals")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessed(Defense):
-    """Standard training of a network behind `fronts`, by name, in the order of `order`; each model gets fronts of its own.
+    """Standard training of a network behind `fronts`, by name, in the order of `order`, or else of their names; each model gets its own.
 
     train_on: what the network learns from. `transformed`: each augmented image, transformed anew in each step. `transformed_once`: each
     image, transformed before the first step (with one draw of fronts that are random) and augmented after that: for fronts that are slow.
     `originals`: images that no front has seen; the fronts stand before a network that was trained without them.
-    teacher: of a front that learns from another run, the words in which that run differs from this one; null without such a front.
     """
 
     fronts: Mapping[str, Callable[[], Front]]
-    order: Sequence[str]
+    order: Sequence[str] | None
     train_on: Annotated[str, one_of(TRAIN_ON)]
-    teacher: Sequence[str] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        made = made_fronts(self.fronts, self.order, "fronts", "order")
+        made = made_fronts(self.fronts, self.order)
         require(len(made) > 0, "fronts", "one or more choices of conf/front, such as defense.fronts=[bit_depth]", self.fronts)
-        waiting = [name for name, front in zip(self.order, made, strict=True) if front.needs_teacher]
-        expected = (
-            f"the words of the run that {', '.join(waiting)} learns from" if waiting else "null, for no front learns from another run"
-        )
-        require(bool(self.teacher) is bool(waiting), "teacher", expected, self.teacher)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()  # first: its weights are those of the undefended run
-        fronts = made_fronts(self.fronts, self.order, "fronts", "order")
-        return Defended(net, fitting_fronts(fronts, self.order, net, "defense.fronts"))
+        return Defended(net, made_fronts(self.fronts, self.order, getattr(net, "image_shape", None), within="defense."))
 
     def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
         learn_from(model.each_front(), teacher)

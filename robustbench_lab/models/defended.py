@@ -101,6 +101,13 @@ class Defended(nn.Module):
         stochastic = self.stochastic and (self._network_draws or any(front.random for front in learned))
         return self._view(fronts=nn.Sequential(*learned), stochastic=stochastic)
 
+    def before_network(self, front: Front) -> Self:
+        """The same stages, sharing their weights, and one more front before the network. Raises LabError for images it cannot take."""
+        shape = getattr(self.network, "image_shape", None)
+        if shape is not None:
+            front.check(shape)
+        return self._view(fronts=nn.Sequential(*self.fronts, front), stochastic=self.stochastic or front.random)
+
     def with_identity_gradients(self) -> Self:
         """The same stages, sharing their weights; the gradient of each fixed front is the identity's. Raises LabError without one."""
         if all(front.learned for front in self.each_front()):
