@@ -4,6 +4,7 @@ from typing import Any
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.backbones.base import Backbone
+from robustbench_lab.backbones.density import Density
 from robustbench_lab.datasets.base import Dataset
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.evaluation.panel import Panel
@@ -15,7 +16,7 @@ from robustbench_lab.training.recipe import Recipe
 
 KINDS: dict[str, Any] = {
     "attack": Attack,
-    "backbone": Backbone,
+    "backbone": Backbone | Density,
     "budget": Budget,
     "dataset": Dataset,
     "defense": Defense,

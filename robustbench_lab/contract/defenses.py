@@ -29,6 +29,7 @@ from robustbench_lab.training.runs import objects
 
 FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
 BACKBONES = ("small_resnet", "small_cnn")  # with BatchNorm and without
+DENSITY = "pixelcnn_small"  # of a defense that trains no classifier
 USUAL = ("small_resnet", LATE)  # what a kind that differs from its class's first is tried with
 
 Config = Mapping[str, Any]
@@ -38,8 +39,9 @@ def clauses(choice: str, words: Sequence[str] = ()) -> Iterator[Clause]:
     config, clause = alone("defense", choice, words), clause_of(f"defense={choice}")
     defense: Defense = build(config, "defense", Defense)
     yield clause(makes_a_step, choice, words)
-    for backbone, epoch in itertools.product(BACKBONES, (FIRST, LATE)):
-        if starts_late(defense) or (backbone, epoch) in zip(BACKBONES, (LATE, FIRST), strict=True):
+    backbones = (DENSITY,) if defense.trains_density else BACKBONES
+    for backbone, epoch in itertools.product(backbones, (FIRST, LATE)):
+        if starts_late(defense) or (backbone, epoch) in zip(backbones, (LATE, FIRST), strict=False):
             yield clause(
                 trains_every_parameter_and_lowers_the_loss,
                 *(config, backbone, epoch),
@@ -66,8 +68,8 @@ def run_on(backbone: str) -> Run:
 
 
 def trained(config: Config, backbone: str = "small_resnet", seed: int = 0) -> tuple[Defended, Defense]:
-    """The model and the defense of a config on digits, before training."""
-    run = run_on(backbone)
+    """The model and the defense of a config on digits, before training; backbone: of a classifier."""
+    run = run_on(DENSITY if build(config, "defense", Defense).trains_density else backbone)
     return objects(Run({**run.config, "defense": config, "seed": seed}, run.choices))[1:3]
 
 
@@ -98,7 +100,8 @@ def starts_late(defense: Defense) -> bool:
 
 def makes_a_step(choice: str, words: Sequence[str]) -> None:
     """As `train defense=<choice>` builds it, each of its players has a loss whose gradients are finite numbers."""
-    _, model, defense, _ = objects(run_at_words([f"defense={choice}", "backbone=small_cnn", *words]))
+    backbone = DENSITY if build(alone("defense", choice, words), "defense", Defense).trains_density else "small_cnn"
+    _, model, defense, _ = objects(run_at_words([f"defense={choice}", f"backbone={backbone}", *words]))
     model.train()
     for player in defense.players(model):
         backward(player, model, batch_at(LATE), "fp32")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_lab.backbones.density import Density
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.fast_copy import FastCopy
 from robustbench_lab.models.front import Front, WithIdentityGradient
@@ -145,8 +146,8 @@ class Defended(nn.Module):
         """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced, or draws, keeps the plain one."""
         self._fast.clear()
         self._search_precision = precision
-        if len(self.fronts) or self.passes != 1 or self.stochastic:
-            return  # fronts and draws stay where the defense put them
+        if len(self.fronts) or self.passes != 1 or self.stochastic or isinstance(self.network, Density):
+            return  # fronts and draws stay where the defense put them, and nobody attacks a density
         shape = getattr(self.network, "image_shape", None)
         fast = FastCopy.of(self.network, self.own_loss, precision, channels_last, compiled, shape)
         if fast is not None:

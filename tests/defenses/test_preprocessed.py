@@ -15,6 +15,7 @@ from robustbench_lab.knobs import require
 from robustbench_lab.models.front import Front
 from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.training.loop import fit
+from robustbench_lab.training.runs import objects
 
 CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "front").glob("*.yaml"))
 AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, _partial_: true, bits: 1}"
@@ -28,6 +29,8 @@ def test_every_front_is_a_word_and_keeps_the_contract(
     model = run_objects(*words)[1].eval()
     (front,) = model.fronts
     assert isinstance(front, Front)
+    if front.needs_teacher:
+        front.learn_from(objects(run_at_words(words).teacher)[1])
     x = edge_images(6, 1, 8)
     before = x.clone()
     shown = front(x.requires_grad_())
