@@ -21,7 +21,14 @@ from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.training.loop import backward, fit
 from robustbench_lab.training.state import State
 
-WORDS = ("defense=sfm", "defense.width=4", "defense.levels=2", "defense.first_epoch=1", "defense.fronts=[bit_depth]", "backbone=small_resnet")
+WORDS = (
+    "defense=sfm",
+    "defense.width=4",
+    "defense.levels=2",
+    "defense.first_epoch=1",
+    "defense.fronts=[bit_depth]",
+    "backbone=small_resnet",
+)
 
 
 @pytest.fixture
