@@ -7,6 +7,7 @@ Limits: a transform that hides gradients makes no network smoother: only attacks
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
+from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import one_of, require
-from robustbench_lab.models.defended import Defended, cross_entropy
+from robustbench_lab.models.defended import Defended, cross_entropy, frozen
 from robustbench_lab.models.front import Front, learn_from, made_fronts
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
@@ -46,7 +48,11 @@ class Preprocessed(Defense):
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()  # first: its weights are those of the undefended run
-        return Defended(net, made_fronts(self.fronts, self.order, getattr(net, "image_shape", None), within="defense."))
+        shape = getattr(net, "image_shape", None)
+        fronts = made_fronts(self.fronts, self.order, shape, within="defense.")
+        if shape is not None:
+            _check_takes(net, shape, functools.reduce(lambda seen, front: front.shown_shape(seen), fronts, tuple(shape)))
+        return Defended(net, fronts)
 
     def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
         learn_from(model.each_front(), teacher)
@@ -74,3 +80,17 @@ class Preprocessed(Defense):
         if self.train_on == "transformed":
             return super().loss(model, batch)
         return cross_entropy(model.network(batch.x), batch.y).mean()
+
+
+def _check_takes(net: nn.Module, made_for: Sequence[int], shape: Sequence[int]) -> None:
+    """Stop where the fronts show images [C, H, W] of another size than the network is made for, and it takes no others. Raises LabError."""
+    if tuple(shape) == tuple(made_for):
+        return
+    try:
+        with frozen(net, fast=False), torch.no_grad():
+            net(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        raise LabError(
+            f"backbone: expected a network that takes images of {list(shape)}, which is what defense.fronts make of those of "
+            f"{list(made_for)}: one that pools all of an image before its head, such as backbone=resnet20"
+        ) from error

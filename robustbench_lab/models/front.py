@@ -50,6 +50,10 @@ class Front(nn.Module):
     def check(self, shape: Sequence[int]) -> None:
         """When a model is built: stop if it cannot transform images [C, H, W]. Raises LabError, naming the knob and the images."""
 
+    def shown_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """[C, H, W] of what it makes of images [C, H, W]."""
+        return tuple(shape)
+
     def transform(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define transform")
 
@@ -121,6 +125,7 @@ def made_fronts(
             found.append(makers[name]())
             if shape is not None:
                 found[-1].check(shape)
+                shape = found[-1].shown_shape(shape)
         except LabError as error:
             raise LabError(f"{within}fronts.{name}.{error}") from error
     return found

@@ -25,7 +25,7 @@ AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDe
 def test_every_front_is_a_word_and_keeps_the_contract(
     name: str, run_objects: Callable[..., Any], edge_images: Callable[..., Tensor]
 ) -> None:
-    words = ["defense=preprocessed", f"front@defense.fronts=[{name}]", "backbone=small_cnn"]
+    words = ["defense=preprocessed", f"front@defense.fronts=[{name}]", "backbone=small_resnet"]  # takes images of any size
     model = run_objects(*words)[1].eval()
     (front,) = model.fronts
     assert isinstance(front, Front)
