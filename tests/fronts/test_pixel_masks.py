@@ -72,6 +72,7 @@ def test_soft_threshold_is_exact_and_that_of_bisection(kept: float) -> None:
     masks = (1 - low.view(-1, 1, 1) * ratio).clamp(min=0)
     lit = squared > 0
     torch.testing.assert_close(front.masks(x)[:, 0][lit], masks[lit], atol=1e-9, rtol=0)
+    assert bool((front.masks(x)[:, 0][~lit] == float(kept == 1)).all()), "black pixels are the first to go"
 
 
 def test_soft_threshold_in_single_precision_and_on_black_images() -> None:

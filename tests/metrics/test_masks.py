@@ -21,10 +21,10 @@ from robustbench_lab.threats import Budget
 
 
 class Bright(Mask):
-    """Pixels above .5 stay, half of each; the others go."""
+    """Pixels above .7 stay, half of each; the others go."""
 
     def masks(self, x: Tensor) -> Tensor:
-        return 0.5 * (x.amax(dim=1, keepdim=True) > 0.5).to(x.dtype)
+        return 0.5 * (x.amax(dim=1, keepdim=True) > 0.7).to(x.dtype)
 
 
 def network() -> nn.Module:
@@ -49,14 +49,14 @@ def fgsm(built: Callable[..., Any]) -> FGSM:
 
 
 def test_every_clean_image_counts(data: ImageSet, fgsm: FGSM) -> None:
-    """(1, .2) keeps .5 of 1.2, (.6, 1) half; a black image has all of its brightness, and no pixel."""
+    """(1, .2) keeps .5 of 1.2, (.6, 1) of 1.6; a black image has all of its brightness, and no pixel."""
     brightness, zeros = measured(Defended(network(), [Bright()]), data, fgsm)
-    np.testing.assert_allclose(brightness, [0.5 / 1.2, 0.5, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(zeros, [0.5, 0.0, 1.0])
+    np.testing.assert_allclose(brightness, [0.5 / 1.2, 0.5 / 1.6, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(zeros, [0.5, 0.5, 1.0])
 
 
 def test_a_mask_is_asked_about_what_comes_to_it(data: ImageSet, fgsm: FGSM) -> None:
-    """In black and white, (1, .2) is (1, 0). Of two masks, the first counts."""
+    """In black and white, (1, .2) is (1, 0) and (.6, 1) is (1, 1). Of two masks, the first counts."""
     brightness, _ = measured(Defended(network(), [BitDepth(1), Bright(), Dimming(0.1)]), data, fgsm)
     np.testing.assert_allclose(brightness, [0.5, 0.5, 1.0])
 
