@@ -38,7 +38,7 @@ CHROMINANCE = (
 
 
 class JPEG(Front):
-    """Grey or colour images as they come back from a JPEG file of `quality` 1 to 100. Each rounding is exact forward, the identity backward.
+    """Grey or colour images as they come back from a JPEG file of `quality` 1 to 100. Roundings are exact forward, the identity backward.
 
     subsampling: of the two colour planes, `4:2:0` (half of either side, libjpeg's default) or `4:4:4` (none).
     """
