@@ -73,7 +73,7 @@ class PixelDefend(Front):
         return self.density.purified(x, self.strength)
 
     def _remedy(self) -> str:
-        return f"python -m robustbench_lab train {' '.join(self.teacher)}, which is the teacher's (defense.teacher)"
+        return f"python -m robustbench_lab train {' '.join(self.teacher)}, which defense.fronts.pixel_defend.teacher names"
 
     def extra_repr(self) -> str:
         return f"strength={self.strength}"

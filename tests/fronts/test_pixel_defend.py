@@ -58,7 +58,7 @@ def test_without_its_density_it_names_the_run_to_train(run_objects: Objects) -> 
 def test_a_finished_run_is_whole_without_its_teacher(tmp_path: Path) -> None:
     """Trained with its teacher, loaded without: the density is in its weights."""
     short = ["training.epochs=1", "dataset.train_size=20"]
-    teacher = f"defense.teacher=[{','.join(TEACHER)}]"
+    teacher = f"{KEY}.teacher=[{','.join(TEACHER)}]"
     run = run_at_words([*WORDS, teacher, "defense.train_on=originals", *short])
     make_run(run, Place(tmp_path, {"root": str(tmp_path), "download": False, "workers": 0}, "cpu"))
     assert run.teacher is not None
