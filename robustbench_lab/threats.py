@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -112,14 +112,24 @@ class ThreatModel(Knobs):
     `queries` (outputs only: asking for a gradient is an error).
     overrides: how the other run's configuration differs from this one's; for `twin` and `substitute` only.
     answers: what a query returns, `logits` or `labels`; for `queries` only.
+    surrogate: null for each front's own stand-in, through which gradients go; `identity` puts that in its place, the BPDA of fronts that
+    change little. For `defended` only.
+    guess: null; or the bit depths (`bits`) and median windows (`windows`) that the attacker takes the mean over who knows that images are
+    squeezed, and not how (fronts.random_squeezing). For `learned` only.
     """
 
     sees: Annotated[str, one_of(VIEWS)]
     overrides: Sequence[str]
     answers: Literal["logits", "labels"]
+    surrogate: Literal["identity"] | None = None
+    guess: Mapping[str, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.surrogate is None or self.sees == "defended", "surrogate", f"null with sees={self.sees}", self.surrogate)
+        require(self.guess is None or self.sees == "learned", "guess", f"null with sees={self.sees}", self.guess)
+        expected = "bits and windows, each a list of whole numbers"
+        require(self.guess is None or sorted(self.guess) == ["bits", "windows"], "guess", expected, self.guess)
         needs_run = self.sees in ("twin", "substitute")
         require(
             bool(self.overrides) == needs_run,

@@ -4,6 +4,7 @@ from typing import Any
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.backbones.base import Backbone
+from robustbench_lab.backbones.density import Density
 from robustbench_lab.datasets.base import Dataset
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.evaluation.panel import Panel
@@ -15,7 +16,7 @@ from robustbench_lab.training.recipe import Recipe
 
 KINDS: dict[str, Any] = {
     "attack": Attack,
-    "backbone": Backbone,
+    "backbone": Backbone | Density,
     "budget": Budget,
     "dataset": Dataset,
     "defense": Defense,
@@ -28,5 +29,7 @@ KINDS: dict[str, Any] = {
 NEEDED = {  # what choices do not say by themselves
     ("dataset", "image_folder"): ["dataset.path=/x", "dataset.classes=2"],
     ("backbone", "callable"): ["backbone.call=torchvision.models.squeezenet1_1", "backbone.arguments={num_classes: 10}"],
+    ("defense", "sfm"): ["defense.width=4", "defense.levels=2"],  # for images of 8 pixels
+    ("defense", "sfm_quick"): ["defense.width=4", "defense.levels=2"],
     ("normalise", "mean_std"): ["dataset.normalise.mean=[0.5]", "dataset.normalise.std=[0.25]"],
 }

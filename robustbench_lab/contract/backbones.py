@@ -1,6 +1,7 @@
 """The clauses of a backbone (backbones.base.Backbone), with 2, 3, 4 and 10 classes, 1 and 3 channels, small and usual images.
 
-Of a network that somebody else's callable makes (backbones.callable.CallableNetwork) they ask what holds whatever is inside.
+Of a network that somebody else's callable makes (backbones.callable.CallableNetwork) they ask what holds whatever is inside. A density of
+images has clauses of its own (contract/densities.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor, fx, nn
 
 from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.backbones.callable import CallableNetwork
+from robustbench_lab.backbones.density import Density
+from robustbench_lab.contract import densities
 from robustbench_lab.contract.clause import Clause
 from robustbench_lab.contract.trying import clause_of, demand, refusal
 from robustbench_lab.errors import LabError
@@ -29,6 +32,9 @@ Make = Callable[[float, float, float], Backbone]  # classes, channels and size t
 def clauses(choice: str, words: Sequence[str] = ()) -> Iterator[Clause]:
     clause, make = clause_of(f"backbone={choice}"), functools.partial(made, choice, words)
     target = named(alone("backbone", choice, words)["_target_"], "backbone._target_")
+    if isinstance(target, type) and issubclass(target, Density):
+        yield from densities.clauses(clause, functools.partial(made_density, choice, words))
+        return
     ours = not (isinstance(target, type) and issubclass(target, CallableNetwork))  # not somebody else's inside
     for problem in PROBLEMS:
         yield clause(maps_images_to_logits_or_says_why_not, make, *problem, case="-".join(map(str, problem)))
@@ -45,6 +51,11 @@ def clauses(choice: str, words: Sequence[str] = ()) -> Iterator[Clause]:
 def made(choice: str, words: Sequence[str], classes: float, channels: float, size: float) -> Backbone:
     config = alone("backbone", choice, words, dataset=f"{{classes:{classes},channels:{channels},size:{size}}}")
     return build(config, "backbone", Backbone)
+
+
+def made_density(choice: str, words: Sequence[str], channels: float, size: float) -> Density:
+    config = alone("backbone", choice, words, dataset=f"{{classes:10,channels:{channels},size:{size}}}")
+    return build(config, "backbone", Density)
 
 
 def usual(make: Make, classes: int = 10, batch: int = 2) -> tuple[Backbone, Tensor]:

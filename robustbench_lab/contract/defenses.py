@@ -19,7 +19,7 @@ from robustbench_lab.contract.clause import Clause
 from robustbench_lab.contract.trying import clause_of, demand, refuses_numbers_that_are_not_finite
 from robustbench_lab.datasets.base import Dataset, ImageSet
 from robustbench_lab.defenses.base import Batch, Defense, Player
-from robustbench_lab.models.defended import Defended
+from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.randomness import ImageRandom
 from robustbench_lab.settings.alone import alone
 from robustbench_lab.settings.build import build, dataset_of
@@ -29,6 +29,7 @@ from robustbench_lab.training.runs import objects
 
 FIRST, LATE = 0, 10_000  # epochs: before and after whatever starts late
 BACKBONES = ("small_resnet", "small_cnn")  # with BatchNorm and without
+DENSITY = "pixelcnn_small"  # of a defense that trains no classifier
 USUAL = ("small_resnet", LATE)  # what a kind that differs from its class's first is tried with
 
 Config = Mapping[str, Any]
@@ -38,8 +39,9 @@ def clauses(choice: str, words: Sequence[str] = ()) -> Iterator[Clause]:
     config, clause = alone("defense", choice, words), clause_of(f"defense={choice}")
     defense: Defense = build(config, "defense", Defense)
     yield clause(makes_a_step, choice, words)
-    for backbone, epoch in itertools.product(BACKBONES, (FIRST, LATE)):
-        if starts_late(defense) or (backbone, epoch) in zip(BACKBONES, (LATE, FIRST), strict=True):
+    backbones = (DENSITY,) if defense.trains_density else BACKBONES
+    for backbone, epoch in itertools.product(backbones, (FIRST, LATE)):
+        if starts_late(defense) or (backbone, epoch) in zip(backbones, (LATE, FIRST), strict=False):
             yield clause(
                 trains_every_parameter_and_lowers_the_loss,
                 *(config, backbone, epoch),
@@ -66,8 +68,8 @@ def run_on(backbone: str) -> Run:
 
 
 def trained(config: Config, backbone: str = "small_resnet", seed: int = 0) -> tuple[Defended, Defense]:
-    """The model and the defense of a config on digits, before training."""
-    run = run_on(backbone)
+    """The model and the defense of a config on digits, before training; backbone: of a classifier."""
+    run = run_on(DENSITY if build(config, "defense", Defense).trains_density else backbone)
     return objects(Run({**run.config, "defense": config, "seed": seed}, run.choices))[1:3]
 
 
@@ -98,7 +100,8 @@ def starts_late(defense: Defense) -> bool:
 
 def makes_a_step(choice: str, words: Sequence[str]) -> None:
     """As `train defense=<choice>` builds it, each of its players has a loss whose gradients are finite numbers."""
-    _, model, defense, _ = objects(run_at_words([f"defense={choice}", "backbone=small_cnn", *words]))
+    backbone = DENSITY if build(alone("defense", choice, words), "defense", Defense).trains_density else "small_cnn"
+    _, model, defense, _ = objects(run_at_words([f"defense={choice}", f"backbone={backbone}", *words]))
     model.train()
     for player in defense.players(model):
         backward(player, model, batch_at(LATE), "fp32")
@@ -114,7 +117,7 @@ def trains_every_parameter_and_lowers_the_loss(config: Config, backbone: str, ep
     batch = batch_at(epoch)
     model.train()
     movers = defense.players(model)
-    players = [player for player in movers if player.turns.first_epoch <= epoch]
+    players = [player for player in movers if player.turns.at(epoch)]
     waiting = [_optimizer(player, torch.optim.SGD, 1) for player in movers if player not in players]  # their turn comes late
     optimizers = [_optimizer(player, torch.optim.Adam, 2e-3) for player in players]
     before = {path: parameter.detach().clone() for path, parameter in model.named_parameters()}
@@ -144,10 +147,10 @@ def trains_every_parameter_and_lowers_the_loss(config: Config, backbone: str, ep
 
 
 def moves_batch_norm_by_its_own_passes_only(config: Config, fast: bool) -> None:
-    """BatchNorm's statistics move by the loss's own passes in train mode, not by an attack's; the loss leaves each module's mode, each
-    parameter's flag and gradient as they were."""
+    """The network's BatchNorm statistics move by the loss's own passes in train mode, not by an attack's; the loss leaves each module's
+    mode, each parameter's flag and gradient as they were."""
     model, defense = trained(config)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.network.modules() if isinstance(module, nn.BatchNorm2d)]
     if fast:
         model.attach_fast_copy()
     model.train()
@@ -157,7 +160,7 @@ def moves_batch_norm_by_its_own_passes_only(config: Config, fast: bool) -> None:
     for epoch in (FIRST, LATE):
         tracked = _tracked(norms)
         with _passes_outside_attacks(model) as passes:
-            for player in (player for player in defense.players(model) if player.turns.first_epoch <= epoch):
+            for player in (player for player in defense.players(model) if player.turns.at(epoch)):
                 loss = player.loss(model, batch_at(epoch))
                 scalar = all(term.dim() == 0 for term in ([loss] if isinstance(loss, Tensor) else loss))
                 demand(scalar, f"the loss of player {player.name} must be a scalar, or an iterator over scalars")
@@ -255,7 +258,7 @@ def _tensors_in(value: object) -> list[object]:
 
 @contextmanager
 def _passes_outside_attacks(model: Defended) -> Iterator[list[bool]]:
-    """The training mode at each forward pass of the network that no attack asked for."""
+    """The training mode at each forward pass of the network, or of the first of several, that no attack asked for."""
     seen: list[bool] = []
     attacking: list[Attack] = []
     original = Attack.__call__
@@ -271,7 +274,8 @@ def _passes_outside_attacks(model: Defended) -> Iterator[list[bool]]:
         if not attacking:
             seen.append(module.training)
 
-    handle = model.network.register_forward_pre_hook(hook)
+    network = next((part for part in model.network.modules() if isinstance(part, Classifier)), model.network)
+    handle = network.register_forward_pre_hook(hook)
     try:
         with patch.object(Attack, "__call__", call):
             yield seen

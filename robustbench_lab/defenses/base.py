@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,17 @@ class Batch:
 @dataclass(frozen=True)
 class Turns:
     """When a player moves: within each step of a pass over the images, after the players before it; or in a pass of its own over all images
-    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`.
+    of the epoch, in another order, after the players before it are through with theirs. It waits until `first_epoch`, and stands still from
+    epoch `until` on, if there is one.
     """
 
     own_pass: bool = False
     first_epoch: int = 0
+    until: int | None = None
+
+    def at(self, epoch: int) -> bool:
+        """Whether it moves in this epoch."""
+        return self.first_epoch <= epoch and (self.until is None or epoch < self.until)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,11 @@ class Defense(Knobs):
     """A training method, by hooks; without any it is standard training.
 
     A defense object holds no learned state: whatever it learns are buffers or parameters of the model.
+
+    trains_density: whether the network is a density of images (backbones.density.Density) and no classifier.
     """
+
+    trains_density: ClassVar[bool] = False
 
     @property
     def copies(self) -> int:
@@ -88,7 +98,8 @@ class Defense(Knobs):
         """Before each training: stop if its passes cannot be made so (Recipe's precision and compile). Raises LabError, naming the key."""
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
-        """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call."""
+        """Once, before any optimiser: the object that is trained and attacked. `make_net` returns a new Classifier at each call,
+        or a new Density if it `trains_density`."""
         return Defended(make_net())
 
     def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
@@ -126,6 +137,10 @@ class Defense(Knobs):
         batches: x [B, C, H, W], y [B] and ids [B] of some images that training learns from, without augmentation: at most 1,000, evenly
         spread over them, which is enough for two digits.
         """
+        return {}
+
+    def validation_metrics(self, model: Defended, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+        """The same of all images that the recipe holds out, if there are any, in place of the accuracy on them; nothing: the accuracy."""
         return {}
 
 

@@ -7,6 +7,7 @@ Limits: a transform that hides gradients makes no network smoother: only attacks
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from robustbench_lab.datasets.base import ImageSet
 from robustbench_lab.defenses.base import Batch, Defense
+from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import one_of, require
-from robustbench_lab.models.defended import Defended, cross_entropy
-from robustbench_lab.models.front import Front, fitting_fronts, learn_from, made_fronts
+from robustbench_lab.models.defended import Defended, cross_entropy, frozen
+from robustbench_lab.models.front import Front, learn_from, made_fronts
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
 
@@ -28,33 +30,29 @@ TRAIN_ON = ("transformed", "transformed_once", "originals")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessed(Defense):
-    """Standard training of a network behind `fronts`, by name, in the order of `order`; each model gets fronts of its own.
+    """Standard training of a network behind `fronts`, by name, in the order of `order`, or else of their names; each model gets its own.
 
     train_on: what the network learns from. `transformed`: each augmented image, transformed anew in each step. `transformed_once`: each
     image, transformed before the first step (with one draw of fronts that are random) and augmented after that: for fronts that are slow.
     `originals`: images that no front has seen; the fronts stand before a network that was trained without them.
-    teacher: of a front that learns from another run, the words in which that run differs from this one; null without such a front.
     """
 
     fronts: Mapping[str, Callable[[], Front]]
-    order: Sequence[str]
+    order: Sequence[str] | None
     train_on: Annotated[str, one_of(TRAIN_ON)]
-    teacher: Sequence[str] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        made = made_fronts(self.fronts, self.order, "fronts", "order")
+        made = made_fronts(self.fronts, self.order)
         require(len(made) > 0, "fronts", "one or more choices of conf/front, such as defense.fronts=[bit_depth]", self.fronts)
-        waiting = [name for name, front in zip(self.order, made, strict=True) if front.needs_teacher]
-        expected = (
-            f"the words of the run that {', '.join(waiting)} learns from" if waiting else "null, for no front learns from another run"
-        )
-        require(bool(self.teacher) is bool(waiting), "teacher", expected, self.teacher)
 
     def build(self, make_net: Callable[[], nn.Module]) -> Defended:
         net = make_net()  # first: its weights are those of the undefended run
-        fronts = made_fronts(self.fronts, self.order, "fronts", "order")
-        return Defended(net, fitting_fronts(fronts, self.order, net, "defense.fronts"))
+        shape = getattr(net, "image_shape", None)
+        fronts = made_fronts(self.fronts, self.order, shape, within="defense.")
+        if shape is not None:
+            _check_takes(net, shape, functools.reduce(lambda seen, front: front.shown_shape(seen), fronts, tuple(shape)))
+        return Defended(net, fronts)
 
     def prepare(self, model: Defended, train_data: ImageSet, teacher: nn.Module | None) -> None:
         learn_from(model.each_front(), teacher)
@@ -82,3 +80,17 @@ class Preprocessed(Defense):
         if self.train_on == "transformed":
             return super().loss(model, batch)
         return cross_entropy(model.network(batch.x), batch.y).mean()
+
+
+def _check_takes(net: nn.Module, made_for: Sequence[int], shape: Sequence[int]) -> None:
+    """Stop where the fronts show images [C, H, W] of another size than the network is made for, and it takes no others. Raises LabError."""
+    if tuple(shape) == tuple(made_for):
+        return
+    try:
+        with frozen(net, fast=False), torch.no_grad():
+            net(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        raise LabError(
+            f"backbone: expected a network that takes images of {list(shape)}, which is what defense.fronts make of those of "
+            f"{list(made_for)}: one that pools all of an image before its head, such as backbone=resnet20"
+        ) from error

@@ -43,6 +43,7 @@ def evaluate(
     """
     attack.check(budget)
     protocol.check(attack)
+    protocol.check_model(defended)
     ids, stages = data.ids.cpu().numpy(), attack.stages()
     runs = len(stages) if attack.separately else 0
     outcome = store.outcome or Outcome.empty(ids, len(stages), len(protocol.measures), runs)

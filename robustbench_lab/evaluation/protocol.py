@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_lab.attacks.base import Attack
 from robustbench_lab.errors import LabError
@@ -59,6 +59,14 @@ class Protocol:
                 )
             if measure.of_wrong_images and not self.misclassified:
                 raise LabError(f"metric.{name} counts images that were wrong when clean, too: they need attack_misclassified=true")
+
+    def check_model(self, model: nn.Module) -> None:
+        """Stop, before anything is attacked, if a metric says nothing of this model."""
+        for name, measure in self.measures.items():
+            try:
+                measure.check(model)
+            except LabError as error:
+                raise LabError(f"metric.{name}: {error}") from error
 
     def facts(self, random_output: bool) -> dict[str, object]:
         """What changes a panel's figures, and so names them; of draws only where the output is random."""

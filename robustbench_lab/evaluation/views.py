@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robustbench_lab.attacks.base import Attack, as_attacked, attacked, is_random, own_loss
 from robustbench_lab.errors import LabError
+from robustbench_lab.fronts.random_squeezing import RandomSqueezing
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.threats import ThreatModel
 
@@ -150,9 +151,15 @@ def attacker_view(threat_model: ThreatModel, defended: Defended, source: Defende
                 "threat_model.sees=learned hides the fixed pre-processing, but this defense has none; use threat_model=white or "
                 "threat_model=gray_twin"
             )
-        return defended.without_fixed_fronts() if fixed else defended
+        if threat_model.guess is None:
+            return defended.without_fixed_fronts() if fixed else defended
+        try:
+            guess = RandomSqueezing(**threat_model.guess)
+        except LabError as error:
+            raise LabError(f"threat_model.guess.{error}") from error
+        return defended.without_fixed_fronts().before_network(guess)
     if threat_model.sees == "defended":
-        return defended
+        return defended.with_identity_gradients() if threat_model.surrogate == "identity" else defended
     assert source is not None, "the job loads the source that the threat model names"
     return source
 

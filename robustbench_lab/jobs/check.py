@@ -18,7 +18,7 @@ from robustbench_lab.settings.identity import run_of
 from robustbench_lab.settings.images import Images
 from robustbench_lab.threats import Budget
 from robustbench_lab.training.making import make_missing
-from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
+from robustbench_lab.training.runs import check_budget, check_classifier, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
 
@@ -32,6 +32,7 @@ def main(cfg: DictConfig) -> None:
         eot_samples=cfg.eot_samples,
         precision=cfg.search_precision,
     )
+    check_classifier(run)
     check_budget(run, build(plain(cfg, "budget")["budget"], "budget", Budget), "budget")
     look = Look.of(plain(cfg, "panel", "budget", "dataset"), run, protocol)
     where = plain(cfg, "data")["data"]

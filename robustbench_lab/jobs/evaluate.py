@@ -43,7 +43,7 @@ from robustbench_lab.storage.records import OUTCOME_FILE
 from robustbench_lab.threats import Budget, ThreatModel
 from robustbench_lab.training.batches import split_validation
 from robustbench_lab.training.making import make_missing
-from robustbench_lab.training.runs import check_budget, digest_of, load_run, load_split
+from robustbench_lab.training.runs import check_budget, check_classifier, digest_of, load_run, load_split
 
 log = logging.getLogger("robustbench_lab")
 
@@ -75,6 +75,8 @@ class Asked:
         attack, budget = build(config["attack"], "attack", Attack), build(config["budget"], "budget", Budget)
         threat_model = build(config["threat_model"], "threat_model", ThreatModel)
         attack.check(budget)
+        for run in evaluation.runs.values():
+            check_classifier(run)
         check_budget(evaluation.run, budget, "budget")
         check_view(threat_model, attack)
         protocol = protocol_of(config, cfg.batch_size)

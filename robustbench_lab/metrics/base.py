@@ -49,6 +49,9 @@ class Measure(Knobs, ABC):
         """Whether images that were wrong when clean count with their perturbation, so that they must be attacked too."""
         return False
 
+    def check(self, model: nn.Module) -> None:
+        """Before any image is attacked: stop if it says nothing of this model. Raises LabError."""
+
     @abstractmethod
     def __call__(self, seen: Seen) -> Tensor:
         """Float64 [B], NaN for images that do not count."""

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_lab.backbones.density import Density
 from robustbench_lab.errors import LabError
 from robustbench_lab.models.fast_copy import FastCopy
-from robustbench_lab.models.front import Front
+from robustbench_lab.models.front import Front, WithIdentityGradient
 from robustbench_lab.models.noise import switches
 from robustbench_lab.models.normalise import FirstLayer
 
@@ -100,6 +101,20 @@ class Defended(nn.Module):
         stochastic = self.stochastic and (self._network_draws or any(front.random for front in learned))
         return self._view(fronts=nn.Sequential(*learned), stochastic=stochastic)
 
+    def before_network(self, front: Front) -> Self:
+        """The same stages, sharing their weights, and one more front before the network. Raises LabError for images it cannot take."""
+        shape = getattr(self.network, "image_shape", None)
+        if shape is not None:
+            front.check(shape)
+        return self._view(fronts=nn.Sequential(*self.fronts, front), stochastic=self.stochastic or front.random)
+
+    def with_identity_gradients(self) -> Self:
+        """The same stages, sharing their weights; the gradient of each fixed front is the identity's. Raises LabError without one."""
+        if all(front.learned for front in self.each_front()):
+            raise LabError("threat_model.surrogate: expected null for a defense without fixed pre-processing, got identity")
+        fronts = (front if front.learned else WithIdentityGradient(front) for front in self.each_front())
+        return self._view(fronts=nn.Sequential(*fronts))
+
     def one_draw(self) -> Self:
         """The same stages, sharing their weights, whose prediction averages nothing: what is learned and searched where it is random."""
         return self._view(passes=1)
@@ -131,8 +146,8 @@ class Defended(nn.Module):
         """Let `frozen` hand out a fast copy, refreshed at each entry. A network that cannot be traced, or draws, keeps the plain one."""
         self._fast.clear()
         self._search_precision = precision
-        if len(self.fronts) or self.passes != 1 or self.stochastic:
-            return  # fronts and draws stay where the defense put them
+        if len(self.fronts) or self.passes != 1 or self.stochastic or isinstance(self.network, Density):
+            return  # fronts and draws stay where the defense put them, and nobody attacks a density
         shape = getattr(self.network, "image_shape", None)
         fast = FastCopy.of(self.network, self.own_loss, precision, channels_last, compiled, shape)
         if fast is not None:

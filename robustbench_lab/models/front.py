@@ -25,6 +25,11 @@ class _Straight(torch.autograd.Function):
         return None, gradient
 
 
+def straight(exact: Tensor, differentiable: Tensor) -> Tensor:
+    """The first forward, the second's gradient backward; both of one shape."""
+    return _Straight.apply(exact, differentiable)
+
+
 class Front(nn.Module):
     """A stage before the network: [B, C, H, W] in [0, 1] to the same; H and W may change where the network takes other sizes.
 
@@ -46,6 +51,10 @@ class Front(nn.Module):
     def check(self, shape: Sequence[int]) -> None:
         """When a model is built: stop if it cannot transform images [C, H, W]. Raises LabError, naming the knob and the images."""
 
+    def shown_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """[C, H, W] of what it makes of images [C, H, W]."""
+        return tuple(shape)
+
     def transform(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not define transform")
 
@@ -56,7 +65,7 @@ class Front(nn.Module):
         exact, differentiable = self.transform(x.detach()), self.surrogate(x)
         if exact.shape != differentiable.shape:
             raise TypeError(f"{type(self).__name__}: transform gave {list(exact.shape)}, its surrogate {list(differentiable.shape)}")
-        return _Straight.apply(exact, differentiable)
+        return straight(exact, differentiable)
 
     def fit(self, images: ImageSet, rng: torch.Generator) -> None:
         """Once, before the first step: what it learns from the training images goes into its buffers.
@@ -82,35 +91,52 @@ class Front(nn.Module):
         return any(True for _ in self.parameters())
 
 
-def made_fronts(makers: Mapping[str, Callable[[], Front]], order: Sequence[str], key: str, order_key: str) -> list[Front]:
-    """New fronts, in this order. Raises LabError, naming the key, for what makes none and for a wrong knob."""
+class WithIdentityGradient(Front):
+    """A fixed front whose gradient is the identity's, whatever it knows better; it sees and draws as the front does."""
+
+    learned = False
+
+    def __init__(self, front: Front) -> None:
+        super().__init__()
+        self.front = front
+        self.random = front.random  # type: ignore[misc]
+
+    def transform(self, x: Tensor) -> Tensor:
+        shown: Tensor = self.front(x)
+        require(
+            shown.shape == x.shape, "threat_model.surrogate", f"null for {type(self.front).__name__}, which changes the size", "identity"
+        )
+        return shown
+
+
+def made_fronts(
+    makers: Mapping[str, Callable[[], Front]], order: Sequence[str] | None, shape: Sequence[int] | None = None, within: str = ""
+) -> list[Front]:
+    """New fronts, in this order, or else in that of their names, for images [C, H, W] of this shape, where it is known.
+
+    Raises LabError, naming `fronts` or `order` within another key, for what makes none, a wrong knob, and images that one cannot transform.
+    """
     named = all(callable(make) and not isinstance(make, nn.Module) for make in makers.values())
-    require(named, key, "what makes a front, with _partial_: true, for each model its own", makers)
-    require(sorted(order) == sorted(makers), order_key, f"{', '.join(makers)}, each once", list(order))
+    require(named, f"{within}fronts", "what makes a front, with _partial_: true, for each model its own", makers)
+    order = list(makers) if order is None else order
+    require(sorted(order) == sorted(makers), f"{within}order", f"{', '.join(makers)}, each once", list(order))
     found = []
     for name in order:
         try:
             found.append(makers[name]())
+            if shape is not None:
+                found[-1].check(shape)
+                shape = found[-1].shown_shape(shape)
         except LabError as error:
-            raise LabError(f"{key}.{name}.{error}") from error
+            raise LabError(f"{within}fronts.{name}.{error}") from error
     return found
 
 
-def fitting_fronts(fronts: Sequence[Front], names: Sequence[str], network: nn.Module, key: str) -> Sequence[Front]:
-    """The fronts, which can transform the network's images. Raises LabError, naming the key, for one that cannot."""
-    shape = getattr(network, "image_shape", None)
-    for name, front in zip(names, fronts, strict=True):
-        try:
-            if shape is not None:
-                front.check(shape)
-        except LabError as error:
-            raise LabError(f"{key}.{name}.{error}") from error
-    return fronts
-
-
 def learn_from(fronts: Sequence[Front], teacher: nn.Module | None) -> None:
-    """Let the fronts that need another run take what they need from it."""
+    """Let the fronts that need another run take what they need from it. Raises LabError where there is none."""
     for front in fronts:
         if front.needs_teacher:
-            assert teacher is not None, "a defense whose front needs a teacher names one"
+            words = "the words of the run that it learns from, in `teacher` of its choice in conf/front"
+            require(teacher is not None, "defense.fronts", f"for {type(front).__name__} {words}", None)
+            assert teacher is not None
             front.learn_from(teacher)

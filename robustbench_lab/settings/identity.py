@@ -47,8 +47,8 @@ RunAt = Callable[[Sequence[str]], "Run"]  # the run that words describe
 class Run:
     """What names a training run: its content, and the words a person would use for it.
 
-    teacher: the run that this one's defense learns from, or whose weights it begins from; `defense.teacher`, or `training.start`, describes
-    it by the words in which it differs.
+    teacher: the run that this one's defense, or a front of it, learns from, or whose weights it begins from; `defense.teacher`,
+    `defense.fronts.<name>.teacher` or `training.start` describes it by the words in which it differs.
     teacher_words: of `train`, for the teacher.
     """
 
@@ -125,7 +125,8 @@ class Evaluation:
 
     @property
     def random_output(self) -> bool:
-        return any(run.random_output for run in self.runs.values()) and not self.config.get("without_noise")
+        runs = any(run.random_output for run in self.runs.values()) and not self.config.get("without_noise")
+        return runs or says_stochastic(self.config["threat_model"])
 
     def folder(self, output_root: Path) -> Path:
         """Where the evaluation is, or will be: an existing folder of this content counts under any name."""
@@ -159,7 +160,14 @@ def run_content(config: Mapping[str, Any], teacher: str | None) -> dict[str, Any
         kept["training"]["start"] = "teacher"  # which one it is, is said by its content
     if kept["training"].get("weights_digest"):
         del kept["training"]["weights"]  # the file's content says it better than its name
+    if isinstance(fronts := kept["defense"].get("fronts"), Mapping):
+        kept["defense"]["fronts"] = {name: _without_teacher(front) for name, front in fronts.items()}
+        kept["defense"]["order"] = kept["defense"].get("order") or list(fronts)  # a name does not see the order of keys
     return {**kept, "seed": config["seed"], "teacher": teacher}
+
+
+def _without_teacher(front: Any) -> Any:
+    return {key: entry for key, entry in front.items() if key != "teacher"} if isinstance(front, Mapping) else front
 
 
 def _order(attack: Mapping[str, Any]) -> list[Any]:
@@ -258,9 +266,14 @@ def _file(path: object, key: str) -> Path:
 def _other_runs(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """The words by which a run describes another one, whose training comes first, by the key that has them.
 
-    A defense's teacher, and what training begins from; both must then be the same run. Raises LabError for words that choose no defense.
+    A defense's teacher or a front's, and what training begins from; both must then be the same run. Raises LabError for words that choose
+    no defense.
     """
-    found = {"defense.teacher": config["defense"].get("teacher"), "training.start": config["training"].get("start")}
+    found = {"defense.teacher": config["defense"].get("teacher")}
+    fronts = config["defense"].get("fronts")
+    for name, front in fronts.items() if isinstance(fronts, Mapping) else ():
+        found[f"defense.fronts.{name}.teacher"] = front.get("teacher") if isinstance(front, Mapping) else None
+    found["training.start"] = config["training"].get("start")
     described = {key: words for key, words in found.items() if words not in (None, "teacher")}
     for key, words in described.items():
         if not isinstance(words, list) or not any(str(word).startswith("defense=") for word in words):

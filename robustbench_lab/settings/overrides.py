@@ -16,7 +16,8 @@ LISTS = ("metric", "keep")  # groups of which an evaluation may choose several, 
 PATHS = ("output_root", "data.root", "dataset.path", "training.weights", "+training.weights", "hydra.sweep.dir")
 PATH = re.compile(r"""(?!(?:null|true|false)$)(?!['"\[{])(?:(?!\$\{)[^,])+""", re.IGNORECASE)  # no list, sweep or interpolation
 FIRST_LAYER = "normalise@dataset.normalise"  # the group of the model's first layer, and where it is
-OTHER_RUNS = ("threat_model.overrides", "defense.teacher", "training.start")  # keys whose value is a list of words for another run
+# Keys whose value is a list of words for another run.
+OTHER_RUNS = re.compile(r"\+?(threat_model\.overrides|defense\.teacher|defense\.fronts\.\w+\.teacher|training\.start)")
 TRAIN_KEYS = (*RUN_GROUPS, "profile", "seed", "data")  # what an override may name to describe a training run
 
 
@@ -73,7 +74,7 @@ def readable(override: str) -> str:
     key, _, value = override.partition("=")
     if key in PATHS and PATH.fullmatch(value):
         return f"{key}={quoted(value)}"
-    if key not in OTHER_RUNS or "'" in value or '"' in value:
+    if not OTHER_RUNS.fullmatch(key) or "'" in value or '"' in value:
         return override
     return f"{key}=" + re.sub(r"(?<!\\)=", r"\=", value)
 
@@ -97,5 +98,5 @@ def _key(override: str) -> str:
 def inner_words(word: str) -> list[str]:
     """The words within `threat_model.overrides=[...]` and what else describes another run; none of any other word."""
     override = parsed(word)
-    value = override.value() if override.key_or_group in OTHER_RUNS else []
+    value = override.value() if OTHER_RUNS.fullmatch(override.key_or_group) else []
     return [str(entry) for entry in value] if isinstance(value, list) else []

@@ -15,7 +15,7 @@ from robustbench_lab.settings.conf import choices as choices_of
 from robustbench_lab.settings.conf import compose
 from robustbench_lab.settings.identity import Evaluation, Run, evaluation_from, evaluation_of, run_of, setting_of
 from robustbench_lab.settings.overrides import LISTS, RUN_GROUPS, parsed, train_overrides
-from robustbench_lab.settings.pieces import Piece, piece
+from robustbench_lab.settings.pieces import Choice, Piece, piece
 from robustbench_lab.settings.values import Unresolved, merged, with_value
 
 GROUPS = (*RUN_GROUPS, "attack", "budget", "threat_model", "panel")
@@ -112,7 +112,7 @@ class Expansion:
 
 def _chosen(overrides: Sequence[Override], before: dict[str, Any]) -> dict[str, Piece]:
     """The groups that words choose anew, or choose something within."""
-    instead: dict[str, dict[str, str]] = {}
+    instead: dict[str, dict[str, Choice]] = {}
     for override in overrides:
         if override.type != OverrideType.CHANGE or override.is_sweep_override():
             raise Unresolved
@@ -120,7 +120,9 @@ def _chosen(overrides: Sequence[Override], before: dict[str, Any]) -> dict[str, 
             group, _, package = override.package.partition(".")
             if group not in GROUPS or not package:
                 raise Unresolved
-            instead.setdefault(group, {})[f"{override.key_or_group}@{package}"] = str(override.value())
+            value = override.value()
+            several = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            instead.setdefault(group, {})[f"{override.key_or_group}@{package}"] = tuple(value) if several else str(value)  # type: ignore[arg-type]
         elif override.key_or_group in GROUPS:
             instead.setdefault(override.key_or_group, {})
     return {group: piece(group, _choice_of(group, overrides, before), *sorted(others.items())) for group, others in instead.items()}

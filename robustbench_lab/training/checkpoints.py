@@ -20,7 +20,7 @@ from robustbench_lab.storage.forms import misfit
 from robustbench_lab.storage.weights import REMEDY, metadata
 from robustbench_lab.training.state import State
 
-GROUPS = ("model", "best", "optimizers")  # of a training state: its tensors
+GROUPS = ("model", "best", "optimizers", "averaged")  # of a training state: its tensors
 PROGRESS = "progress"  # of a training state: its epoch and history, as the bytes of JSON
 
 

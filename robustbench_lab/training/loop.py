@@ -23,6 +23,7 @@ from robustbench_lab.models.network_space import as_shown, check_same_space
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.progress import progress
 from robustbench_lab.randomness import stable_hash
+from robustbench_lab.training.averaging import Average
 from robustbench_lab.training.batches import epoch_batches, split_validation, spread
 from robustbench_lab.training.rates import optimizer_and_rates
 from robustbench_lab.training.recipe import Recipe
@@ -83,6 +84,7 @@ def fit(
     for player in players:
         optimizers[player.name], rates[player.name] = optimizer_and_rates(list(player.parameters), model, recipe)
     restore_optimizers(optimizers, state.optimizers)
+    average = Average(model, recipe.averaging, state.averaged)
     visits = len(train) * defense.copies
     steps = max(1, visits // recipe.batch_size + (visits % recipe.batch_size > 1))
     passes = [len(passes_of(players, epoch)) for epoch in range(recipe.epochs)]
@@ -112,21 +114,23 @@ def fit(
                         optimizer.step()
                         watch.see(player.name, loss, step)
                     defense.after_step(model)
+                    average.update()
                     bar.update()
                     if step % CHECK_EVERY == CHECK_EVERY - 1:
                         bar.set_postfix(epoch=f"{epoch + 1}/{recipe.epochs}", loss=f"{watch.mean(movers[0].name):.4f}", refresh=False)
             row = {"epoch": epoch + 1, **{f"loss_{name}": watch.mean(name) for name in watch.sums}}
             seconds = time.perf_counter() - started  # after the means, which wait for the device
             row |= {"lr_factor": factor, "seconds": seconds, "images_per_second": passes[epoch] * visits / seconds}
-            with torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
+            with average.shown(), torch.no_grad():  # what it draws does not count: each epoch seeds its random numbers anew
                 row |= defense.epoch_metrics(model.eval(), train_data.batches(spread(train), recipe.batch_size))
-            if len(validation):
-                row["validation_accuracy"] = accuracy(model, train_data, validation, recipe.batch_size)
-            state = advance(state, model, optimizers, row, recipe)
+                if len(validation):
+                    told = defense.validation_metrics(model, train_data.batches(validation, recipe.batch_size))
+                    row |= told or {"validation_accuracy": accuracy(model, train_data, validation, recipe.batch_size)}
+            state = advance(state, model, optimizers, average.snapshot(), row, recipe)
             save(state)
     if state.epoch == 0:  # a run of no epochs is what it began from
         state.model = state.best = snapshot(model)
-    model.load_state_dict(state.best if recipe.keep == "best" else state.model)
+    model.load_state_dict(state.best if recipe.keep == "best" else state.model | state.averaged)
     return state
 
 
@@ -158,7 +162,7 @@ def passes_of(players: Sequence[Player], epoch: int) -> list[list[Player]]:
     """Who moves in which pass over the epoch's images. Raises LabError where nobody does."""
     passes: list[list[Player]] = []
     for player in players:
-        if epoch < player.turns.first_epoch:
+        if not player.turns.at(epoch):
             continue
         if player.turns.own_pass or not passes or passes[-1][-1].turns.own_pass:
             passes.append([])

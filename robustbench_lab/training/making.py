@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from robustbench_lab.datasets.base import Dataset
+from robustbench_lab.defenses.base import Defense
 from robustbench_lab.devices import device_name, device_of
 from robustbench_lab.models.defended import Defended
 from robustbench_lab.models.front import Front
@@ -83,7 +84,7 @@ def make_run(run: Run, place: Place, *, force: bool = False, tensorboard: bool =
         with folder.leaving_error():
             _write_hydra(folder.path, run)
             state = _fitted(run, folder, (model.to(device), defense, recipe, teacher), train_data.to(device), tensorboard, images)
-            record = _record(run, folder, model, recipe, state, len(train_data), device_name(device)) | told(images)
+            record = _record(run, folder, (model, defense, recipe), state, len(train_data), device_name(device)) | told(images)
             folder.finish(record)
         log.info("trained %s: %d epochs in %.0f s", folder.path, state.epoch, record["seconds"])
     return folder.path
@@ -205,8 +206,9 @@ def _fitted(
     return state
 
 
-def _record(run: Run, folder: RunFolder, model: Defended, recipe: Recipe, state: State, images: int, device: str) -> dict[str, Any]:
+def _record(run: Run, folder: RunFolder, parts: tuple[Defended, Defense, Recipe], state: State, images: int, device: str) -> dict[str, Any]:
     """The content of run.json; the weights, whose digest it tells, are on disk when this returns."""
+    model, defense, recipe = parts
     held_out = len(split_validation(images, recipe.validation)[1])
     best = recipe.keep == "best"
     return {
@@ -215,7 +217,7 @@ def _record(run: Run, folder: RunFolder, model: Defended, recipe: Recipe, state:
         "validation_images": held_out,
         "epochs": state.epoch,
         "kept_epoch": state.best_epoch if best else state.epoch,
-        "kept_by": "validation accuracy" if best else "last epoch",
+        "kept_by": f"validation {'likelihood' if defense.trains_density else 'accuracy'}" if best else "last epoch",
         "seconds": sum(row["seconds"] for row in state.history),
     }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from torch.optim import Optimizer
 
-from robustbench_lab.knobs import NOT_EMPTY, Count, Knobs, NotNegative, ShareBelowOne, above, at_least, below, require
+from robustbench_lab.knobs import NOT_EMPTY, Count, Knobs, NotNegative, PositiveShare, ShareBelowOne, above, at_least, below, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,16 @@ class Piecewise(Knobs):
                 return factor
             epoch -= length
         return self.pieces[-1][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Knobs):
+    """The learning rate times `factor` for each epoch that is done, and in between."""
+
+    factor: PositiveShare
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        return self.factor**epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +90,8 @@ class Recipe(Knobs):
     defense learns from. With either, `epochs` may be 0: the run is what it began from.
     learning_rates: factors on the rate of the parameters whose names, or the ends of them, fit a glob: {head.*: 10}; several multiply.
     undecayed: such globs, of the parameters that the optimiser's weight decay spares: [bias].
+    averaging: the share that a running average of the parameters keeps at each step (Polyak averaging); the run's weights, and what is
+    told of them after each epoch, are then the average.
     """
 
     epochs: Annotated[int, at_least(0)]
@@ -101,6 +113,7 @@ class Recipe(Knobs):
     start: Literal["teacher"] | Sequence[str] | None = None
     learning_rates: Mapping[str, NotNegative] | None = None
     undecayed: Sequence[str] | None = None
+    averaging: Annotated[float, above(0), below(1)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from robustbench_lab.backbones.base import Backbone
+from robustbench_lab.backbones.density import Density
 from robustbench_lab.datasets.base import Dataset, ImageSet, Split
 from robustbench_lab.defenses.base import Defense
 from robustbench_lab.errors import LabError
@@ -17,7 +18,7 @@ from robustbench_lab.knobs import check, require
 from robustbench_lab.models.defended import Classifier, Defended
 from robustbench_lab.models.normalise import FirstLayer
 from robustbench_lab.randomness import stable_hash
-from robustbench_lab.settings.build import build, dataset_of
+from robustbench_lab.settings.build import build, dataset_of, named
 from robustbench_lab.settings.conf import path_of
 from robustbench_lab.settings.identity import Run, nearest_runs, said
 from robustbench_lab.settings.images import NO_IMAGES, other_images
@@ -50,9 +51,14 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe | Imported]:
         found = run.config["backbone"].get(key, meant)
         require(found == meant, f"backbone.{key}", f"{meant}, as the dataset has", found)
 
-    def make_net() -> Classifier:
+    def make_net() -> Classifier | Density:
+        backbone = build(run.config["backbone"], "backbone", Backbone | Density)
+        if isinstance(backbone, Density) is not defense.trains_density:
+            raise _of_the_other_kind(run)
+        if isinstance(backbone, Density):
+            return backbone
         normalise = build(said(run.config, "dataset", "normalise"), "dataset.normalise", FirstLayer)
-        return Classifier(normalise, build(run.config["backbone"], "backbone", Backbone), (dataset.channels, dataset.size, dataset.size))
+        return Classifier(normalise, backbone, (dataset.channels, dataset.size, dataset.size))
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)
@@ -66,6 +72,31 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe | Imported]:
     except Exception as error:
         raise LabError(f"training.optimizer: {error}, got {run.config['training']['optimizer']}") from error
     return dataset, model, defense, recipe
+
+
+def _of_the_other_kind(run: Run) -> LabError:
+    """What to say where the backbone is a density and the defense trains a classifier, or the reverse."""
+    backbone, defense = run.choices["backbone"], run.choices["defense"]
+    if _is_density(run):
+        return LabError(
+            f"backbone: expected a classifier for defense={defense}, got {backbone}, a density of images; train it with "
+            "defense=likelihood, and use it before a classifier with defense=preprocessed defense.fronts=[pixel_defend]"
+        )
+    return LabError(f"backbone: expected a density of images for defense={defense}, such as backbone=pixelcnn_small, got {backbone}")
+
+
+def _is_density(run: Run) -> bool:
+    target = named(run.config["backbone"].get("_target_"), "backbone._target_")
+    return isinstance(target, type) and issubclass(target, Density)
+
+
+def check_classifier(run: Run) -> None:
+    """Before an evaluation: raises LabError for a run of a density, which has no classes."""
+    if _is_density(run):
+        raise LabError(
+            f"backbone: expected a classifier to attack, got {run.choices['backbone']}, a density of images (how likely it finds "
+            "them stands in its metrics.jsonl); evaluate a run that uses it, with defense=preprocessed defense.fronts=[pixel_defend]"
+        )
 
 
 def check_budget(run: Run, budget: Budget, key: str) -> None:

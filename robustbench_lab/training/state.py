@@ -22,24 +22,27 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     optimizers: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def best_epoch(self) -> int:
-        """Epochs done when validation accuracy was highest (the first of equals); 0 before the first."""
-        accuracies = [row.get("validation_accuracy", -1.0) for row in self.history]
-        return accuracies.index(max(accuracies)) + 1 if accuracies else 0
+        """Epochs done when validation accuracy, or a density's likelihood, was highest (the first of equals); 0 before the first."""
+        merits = [row.get("validation_accuracy", -row.get("validation_bits_per_dimension", 1.0)) for row in self.history]
+        return merits.index(max(merits)) + 1 if merits else 0
 
     def finished(self, recipe: Recipe) -> bool:
         stale = recipe.patience is not None and self.epoch - self.best_epoch >= recipe.patience
         return self.epoch >= recipe.epochs or (stale and self.epoch > 0)
 
 
-def advance(state: State, model: Defended, optimizers: dict[str, Optimizer], row: dict[str, Any], recipe: Recipe) -> State:
-    """The state after one more epoch, in tensors of its own on the CPU."""
+def advance(
+    state: State, model: Defended, optimizers: dict[str, Optimizer], averaged: dict[str, Tensor], row: dict[str, Any], recipe: Recipe
+) -> State:
+    """The state after one more epoch, in tensors of its own on the CPU; averaged: the average of the parameters, where there is one."""
     weights = snapshot(model)
-    after = State(state.epoch + 1, weights, state.best, optimizer_tensors(optimizers), [*state.history, row])
+    after = State(state.epoch + 1, weights, state.best, optimizer_tensors(optimizers), [*state.history, row], averaged)
     if recipe.keep == "best" and after.best_epoch == after.epoch:
-        after.best = weights
+        after.best = weights | averaged
     return after
 
 

@@ -21,7 +21,8 @@ from robustbench_lab.contract import Clause, clauses
 from robustbench_lab.errors import LabError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-NAMES = sorted({path.stem for path in (CONF / "backbone").glob("*.yaml")} - {"callable"})  # that one: test_callable.py
+OTHERS = {"callable", "pixelcnn", "pixelcnn_small"}  # test_callable.py, and densities: test_pixelcnn.py
+NAMES = sorted({path.stem for path in (CONF / "backbone").glob("*.yaml")} - OTHERS)
 USUAL_SIZE = 32
 SIZES = {"alexnet": 64}  # of networks that need larger images than the usual ones
 TOO_SMALL = {  # images that a network must refuse
@@ -59,8 +60,10 @@ def parameters(model: nn.Module) -> int:
 # Contract
 
 
-WORDS = {  # of choices that say something only with them
+WORDS = {  # of choices that say something only with them, or are large
     "callable": ["backbone.call=torchvision.models.resnet18", "backbone.arguments={num_classes: ${dataset.classes}}"],
+    "pixelcnn": ["backbone.filters=16", "backbone.blocks=2"],
+    "pixelcnn_small": [],
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from built_kinds import NEEDED
 from contract_choices import names, tried
 
 from robustbench_lab.contract import Clause, clauses
@@ -17,8 +18,10 @@ from robustbench_lab.models.defended import Defended
 from robustbench_lab.threats import NORMS, VIEWS, Budget, ThreatModel
 from robustbench_lab.training.recipe import Recipe
 
+CLAUSES = {name: clauses("defense", name, NEEDED.get(("defense", name), [])) for name in names("defense")}
 
-@pytest.mark.parametrize("clause", [case for name in names("defense") for case in tried("defense", name, clauses("defense", name))])
+
+@pytest.mark.parametrize("clause", [case for name, all_of in CLAUSES.items() for case in tried("defense", name, all_of)])
 def test_contract(clause: Clause) -> None:
     clause()
 

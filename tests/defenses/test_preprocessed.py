@@ -15,6 +15,7 @@ from robustbench_lab.knobs import require
 from robustbench_lab.models.front import Front
 from robustbench_lab.settings.identity import run_at_words
 from robustbench_lab.training.loop import fit
+from robustbench_lab.training.runs import objects
 
 CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "front").glob("*.yaml"))
 AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDepth, _partial_: true, bits: 1}"
@@ -24,10 +25,12 @@ AGAIN = "+defense.fronts.again={_target_: robustbench_lab.fronts.bit_depth.BitDe
 def test_every_front_is_a_word_and_keeps_the_contract(
     name: str, run_objects: Callable[..., Any], edge_images: Callable[..., Tensor]
 ) -> None:
-    words = ["defense=preprocessed", f"front@defense.fronts=[{name}]", "backbone=small_cnn"]
+    words = ["defense=preprocessed", f"front@defense.fronts=[{name}]", "backbone=small_resnet"]  # takes images of any size
     model = run_objects(*words)[1].eval()
     (front,) = model.fronts
     assert isinstance(front, Front)
+    if front.needs_teacher:
+        front.learn_from(objects(run_at_words(words).teacher)[1])
     x = edge_images(6, 1, 8)
     before = x.clone()
     shown = front(x.requires_grad_())
@@ -91,7 +94,7 @@ def test_slow_fronts_see_each_training_image_once(run_objects: Callable[..., Any
     teacher = run_objects("backbone=small_cnn", "seed=4")[1]
     few = digits[0].subset(torch.arange(40))
     for train_on, times in (("transformed_once", 40), ("transformed", 80), ("originals", 0)):
-        defense = Preprocessed(fronts={"halved": Halved}, order=["halved"], train_on=train_on, teacher=["defense=standard"])
+        defense = Preprocessed(fronts={"halved": Halved}, order=None, train_on=train_on)
         model = defense.build(lambda: run_objects("backbone=small_cnn")[1].network)
         learned: list[Tensor] = []
         model.network.register_forward_pre_hook(lambda module, args: learned.append(args[0].detach()))  # noqa: B023
@@ -105,9 +108,25 @@ def test_slow_fronts_see_each_training_image_once(run_objects: Callable[..., Any
         assert (torch.cdist(seen.flatten(1), shown.flatten(1)).amin(dim=1) < 1e-2).all()
 
 
-def test_a_front_that_learns_needs_the_words_of_a_run() -> None:
-    with pytest.raises(LabError, match="teacher: expected the words of the run that halved learns from"):
-        Preprocessed(fronts={"halved": Halved}, order=["halved"], train_on="transformed", teacher=None)
+def test_a_front_that_learns_needs_another_run(run_objects: Callable[..., Any], digits: tuple[ImageSet, ImageSet]) -> None:
+    _, _, _, recipe = run_objects("training.epochs=1")
+    defense = Preprocessed(fronts={"halved": Halved}, order=None, train_on="transformed")
+    with pytest.raises(LabError, match=r"defense\.fronts: expected for Halved the words of the run that it learns from"):
+        fit(defense, defense.build(lambda: run_objects("backbone=small_cnn")[1].network), digits[0].subset(torch.arange(40)), recipe, 0)
+
+
+def test_the_run_that_a_front_learns_from_is_this_one_s_teacher() -> None:
+    """Its words are no part of the name, its content is."""
+    words = ["defense=preprocessed", "backbone=small_cnn"]
+    plain = run_at_words(words)
+    taught = run_at_words([*words, "+defense.fronts.bit_depth.teacher=[defense=standard]"])
+    again = run_at_words([*words, "+defense.fronts.bit_depth.teacher=[defense=standard,seed=0]"])
+    other = run_at_words([*words, "+defense.fronts.bit_depth.teacher=[defense=standard,seed=1]"])
+    assert plain.teacher is None
+    assert taught.teacher is not None
+    assert taught.teacher.fingerprint == run_at_words(["defense=standard", "backbone=small_cnn"]).fingerprint
+    assert len({run.fingerprint for run in (plain, taught, again, other)}) == 3
+    assert again.fingerprint == taught.fingerprint
 
 
 class Small(Front):
@@ -118,7 +137,7 @@ class Small(Front):
 
 
 def test_a_front_says_which_images_it_cannot_take(run_objects: Callable[..., Any]) -> None:
-    defense = Preprocessed(fronts={"small": Small}, order=["small"], train_on="transformed", teacher=None)
+    defense = Preprocessed(fronts={"small": Small}, order=None, train_on="transformed")
     with pytest.raises(LabError, match=r"^defense\.fronts\.small\.window: expected at most the image"):
         defense.build(lambda: run_objects("backbone=small_cnn")[1].network)
 

@@ -200,6 +200,26 @@ def test_a_front_that_looks_at_the_network() -> None:
     assert len(model.state_dict()) == len(network.state_dict())
 
 
+def test_the_identity_in_place_of_what_a_front_knows_better() -> None:
+    """Through halving, an image's gradient is half of the network's; with the identity's it is the network's at the halved image."""
+
+    class Halved(Front):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square() / 2
+
+    model, x = Defended(linear(), [Halved()]), torch.rand(2, 1, 8, 8, requires_grad=True)
+    weight = model.network[1].weight[0].view(1, 8, 8).expand(2, 1, 8, 8)
+    view = model.with_identity_gradients()
+    torch.testing.assert_close(torch.autograd.grad(model(x)[:, 0].sum(), x)[0], weight * x.detach())
+    torch.testing.assert_close(torch.autograd.grad(view(x)[:, 0].sum(), x)[0], weight)
+    assert torch.equal(view(x), model(x))
+    assert Defended(linear(), [Shaken()]).with_identity_gradients().stochastic
+    with pytest.raises(LabError, match=r"^threat_model.surrogate: expected null for a defense without fixed pre-processing"):
+        Defended(linear()).with_identity_gradients()
+    with pytest.raises(LabError, match=r"^threat_model.surrogate: expected null for Padded, which changes the size"):
+        Defended(pooled(), [Padded()]).with_identity_gradients()(x)
+
+
 def test_views_keep_their_class_and_what_a_subclass_knows() -> None:
     x = torch.rand(2, 1, 8, 8)
     model = Masked(linear(), [Density(), Shaken()], 2.0).eval()

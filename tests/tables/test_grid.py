@@ -96,10 +96,6 @@ def every_choice() -> tuple[Any, dict[str, Any]]:
 def test_a_piece_is_what_hydra_makes_of_the_choice(group, every_choice):
     content, within = every_choice
     for choice in choices(group):
-        if (group, choice) == ("defense", "preprocessed"):  # whose list of fronts is for Hydra to read
-            with pytest.raises(Unresolved):
-                piece(group, choice)
-            continue
         here = f"@pieces.{group}.{choice}."
         assert piece(group, choice).content == content[group][choice]
         assert list(piece(group, choice).content) == list(content[group][choice]), "the same order"
@@ -107,12 +103,21 @@ def test_a_piece_is_what_hydra_makes_of_the_choice(group, every_choice):
         assert len(choices(group)) > 1
 
 
+def test_several_choices_side_by_side_are_merged_as_hydra_does() -> None:
+    words = ["defense=preprocessed", "front@defense.fronts=[median,bit_depth]"]
+    cfg, _ = compose("train", words)
+    found = piece("defense", "preprocessed", ("front@fronts", ("median", "bit_depth")))
+    assert found.content == OmegaConf.to_container(cfg.defense)
+    assert list(found.content["fronts"]) == ["median", "bit_depth"]
+    with pytest.raises(Unresolved):
+        piece("defense", "preprocessed", ("front@fronts", ("median", "blur")))
+
+
 @pytest.mark.parametrize("written", [
     "# @package _global_\nsteps: 3\n",
     "defaults:\n- override /training: quick\nsteps: 3\n",
     "defaults:\n- /attack@_here_: pgd\n",
     "defaults:\n- optional /attack@attack: pgd\n",
-    "defaults:\n- /attack@attack: [pgd, fgsm]\n",
     "defaults:\n- {pgd: null, fgsm: null}\n",
 ])  # fmt: skip
 def test_a_choice_that_reaches_further_is_left_to_hydra(written, tmp_path, monkeypatch):
@@ -520,7 +525,7 @@ def test_an_exception_for_several_cells(written):
         read_table(written(**given, exceptions=[{"row": "L2P*", "column": "PGD", "overrides": ["attack=pgd"]}]))
 
 
-@pytest.mark.parametrize("defense", ["fm", "pni", "learn2perturb", "adversarial_training_pni"])
+@pytest.mark.parametrize("defense", ["fm", "pni", "learn2perturb", "adversarial_training_pni", "sfm"])
 def test_quick_begins_late_what_the_quick_variants_begin_late(defense):
     """conf/grid/quick.yaml and conf/defense/<defense>_quick.yaml say the same."""
     base = ["dataset=cifar10", "backbone=resnet20"]

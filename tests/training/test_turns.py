@@ -147,5 +147,8 @@ def test_who_moves_in_which_pass() -> None:
     assert names(step, own, own, step) == [[0], [1], [2], [3]]
     assert names(step, late, epoch=1) == [[0]]
     assert names(step, late, epoch=2) == [[0, 1]]
+    first = Turns(until=2)
+    assert names(first, late, epoch=1) == [[0]]
+    assert names(first, late, epoch=2) == [[1]]
     with pytest.raises(LabError, match=r"^defense: expected a player that moves in epoch 2"):
         names(late, epoch=1)
