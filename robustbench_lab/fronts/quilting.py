@@ -2,7 +2,8 @@
 
 Source: Guo et al. 2018, arXiv:1711.00117, section 4.3; their code, facebookresearch/adversarial_image_defenses (index_patches.py,
 quilting_fast.py, quilting.cpp).
-Where we differ: the bank's places are all different; theirs are drawn image by image and may repeat. `border` and `seam` say what their code does.
+Where we differ: the bank's places are all different; theirs are drawn image by image and may repeat. What else their code does otherwise
+is a value of `border` and `seam`.
 Limits: Athalye et al. 2018 (arXiv:1802.00420), section 5.4.1, leave nothing of it on ImageNet by gradients of the identity. Patches are
 kept in 256 levels, to which images of other values are rounded.
 """

@@ -1,7 +1,7 @@
 """The nearest of many small patches: exactly, on any device, or about, by faiss on the CPU.
 
-Patches are rows of levels, 0 to 255; those of the bank are uint8. Source of the approximate index: facebookresearch/adversarial_image_defenses,
-index_patches.py and quilting_fast.py.
+Patches are rows of levels, 0 to 255; those of the bank are uint8. Source of the approximate index: Johnson et al. 2017,
+arXiv:1702.08734, as facebookresearch/adversarial_image_defenses uses it (index_patches.py, quilting_fast.py).
 """
 
 from __future__ import annotations

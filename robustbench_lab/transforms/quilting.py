@@ -38,11 +38,11 @@ def patches(x: Tensor, rows: Sequence[int], columns: Sequence[int], size: int) -
 
 
 def stitched(chosen: Tensor, rows: Sequence[int], columns: Sequence[int], height: int, width: int, cut: Cut) -> Tensor:
-    """Images of patches [B, R, K, C, size, size], uint8, laid in raster order: float32 [B, C, height, width], whole levels, 0 where none lies.
+    """Images of patches [B, R, K, C, size, size], uint8, in raster order: float32 [B, C, height, width], whole levels, 0 where none lies.
 
-    Each begins at its row and column; what it covers of earlier ones is cut along a seam. minimum_error: the first line of the overlap stays
-    old and what lies beyond the overlap goes, as Kwatra et al. (2003, figure 2) tie them. as_released: only the latter, so that the
-    cut costs nothing and is empty: the overlap too is new, but for cells that only equal neighbours join to the rest.
+    Each begins at its row and column; where it covers earlier ones it is cut along a seam. minimum_error: the first line of the overlap
+    stays old and what lies beyond the overlap goes, as Kwatra et al. (2003, figure 2) tie them. as_released: only the latter, so that
+    the cut is empty and costs nothing: the overlap too is new, but for cells that only equal neighbours join to the rest.
     """
     size = chosen.shape[-1]
     chosen = chosen.float()
