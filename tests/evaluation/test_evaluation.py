@@ -759,7 +759,9 @@ def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
 # Warnings
 
 
-def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, eot_samples: int = 1, draws: int = 10) -> dict[str, Any]:
+def record(
+    accuracy: float = 0.9, sees: str = "defended", source: str | None = None, eot_samples: int = 1, draws: int = 10
+) -> dict[str, Any]:
     return {
         "clean_accuracy": accuracy,
         "eot_samples": eot_samples,
