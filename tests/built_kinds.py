@@ -31,5 +31,6 @@ NEEDED = {  # what choices do not say by themselves
     ("backbone", "callable"): ["backbone.call=torchvision.models.squeezenet1_1", "backbone.arguments={num_classes: 10}"],
     ("defense", "sfm"): ["defense.width=4", "defense.levels=2"],  # for images of 8 pixels
     ("defense", "sfm_quick"): ["defense.width=4", "defense.levels=2"],
+    ("defense", "sfm_tiny_imagenet"): ["defense.width=4", "defense.levels=2"],
     ("normalise", "mean_std"): ["dataset.normalise.mean=[0.5]", "dataset.normalise.std=[0.25]"],
 }

@@ -3,7 +3,7 @@
 from torch import nn
 
 from robustbench_lab.backbones.base import Backbone, check_problem, global_average_pool, sequence
-from robustbench_lab.backbones.resnet_v1 import projection, residual_stage, stem
+from robustbench_lab.backbones.resnet_v1 import imagenet_stem, projection, residual_stage, stem
 
 
 class ResNet18(Backbone):
@@ -38,15 +38,7 @@ class ResNet18ImageNet(Backbone):
     def __init__(self, classes: int, channels: int, image_size: int) -> None:
         check_problem(classes, channels, image_size)
         super().__init__(
-            body=sequence(
-                stem=sequence(
-                    conv=nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
-                    norm=nn.BatchNorm2d(64),
-                    relu=nn.ReLU(),
-                    maximum=nn.MaxPool2d(3, stride=2, padding=1),
-                ),
-                **four_stages(),
-            ),
+            body=sequence(stem=imagenet_stem(channels, 64), **four_stages()),
             pool=global_average_pool(),
             head=nn.Linear(512, classes),
         )

@@ -106,21 +106,58 @@ class BasicBlock(nn.Module):
         return self.relu2(residual + self.shortcut(x))
 
 
+class Bottleneck(nn.Module):
+    """1x1 to a quarter of the channels, 3x3 with the stride, 1x1 back, with BatchNorm, beside a shortcut; activated after the sum.
+
+    Source: He et al. 2016, arXiv:1512.03385, figure 5. Differs from it: there the first 1x1 has the stride, here the 3x3, as in
+    torchvision (torchvision/models/resnet.py) and most code since.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = shortcut
+        self.relu3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))))
+        return self.relu3(self.norm3(self.conv3(inner)) + self.shortcut(x))
+
+
 def stem(channels: int, width: int) -> nn.Sequential:
     """The first 3x3 convolution with BatchNorm and activation, at full resolution."""
     conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     return sequence(conv=conv, norm=nn.BatchNorm2d(width), relu=nn.ReLU())
 
 
+def imagenet_stem(channels: int, width: int) -> nn.Sequential:
+    """The first 7x7 convolution with BatchNorm and activation, and a max-pool: a quarter of the image's side is left."""
+    conv = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    return sequence(conv=conv, norm=nn.BatchNorm2d(width), relu=nn.ReLU(), maximum=nn.MaxPool2d(3, stride=2, padding=1))
+
+
 def residual_stage(
-    in_channels: int, out_channels: int, blocks: int, stride: int, make_shortcut: Callable[[int, int, int], nn.Module]
+    in_channels: int,
+    out_channels: int,
+    blocks: int,
+    stride: int,
+    make_shortcut: Callable[[int, int, int], nn.Module],
+    block: Callable[[int, int, int, nn.Module], nn.Module] = BasicBlock,
 ) -> nn.Sequential:
     """Blocks at one resolution; the first has the stride and, if shapes change, `make_shortcut(in, out, stride)`."""
     reshapes = stride != 1 or in_channels != out_channels
     shortcut = make_shortcut(in_channels, out_channels, stride) if reshapes else nn.Identity()
-    stage = {"block1": BasicBlock(in_channels, out_channels, stride, shortcut)}
+    stage = {"block1": block(in_channels, out_channels, stride, shortcut)}
     for number in range(2, blocks + 1):
-        stage[f"block{number}"] = BasicBlock(out_channels, out_channels, 1, nn.Identity())
+        stage[f"block{number}"] = block(out_channels, out_channels, 1, nn.Identity())
     return sequence(**stage)
 
 

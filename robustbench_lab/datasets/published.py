@@ -1,4 +1,4 @@
-"""Datasets that torchvision knows how to fetch: where their files are, and what to do when they are not there."""
+"""Datasets that torchvision fetches: where their files are, and what to do when they are not there."""
 
 import tempfile
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from robustbench_lab.errors import LabError, MissingFiles
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Dataset):
-    """A dataset in one of torchvision's layouts under the data root, downloaded when it is missing and that is allowed.
+    """A dataset in its published files under the data root, downloaded when it is missing and that is allowed.
 
     Errors: LabError where files are missing, damaged (naming them) or cannot be downloaded, and where torchvision
     itself cannot be imported.

@@ -41,6 +41,7 @@ class Front(nn.Module):
     `models.noise.NoiseLayer` too draws only while `active`, so that its noise can be switched off; of any other, that is refused.
     needs_network: whether `transform` looks at the network that it stands before, `self.network`.
     needs_teacher: whether it learns from another run, such as a density model; the defense's `teacher` is then that run.
+    A front that multiplies masks into its images has a method `masks`, [B, C, H, W] to [B, 1, H, W] in [0, 1], which pictures show.
     """
 
     random: ClassVar[bool] = False

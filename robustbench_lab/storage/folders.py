@@ -35,6 +35,7 @@ from robustbench_lab.storage.files import (
 from robustbench_lab.storage.packs import Pack
 from robustbench_lab.storage.records import (
     CHECKPOINT_FILE,
+    DEFENDED_IMAGES_FILE,
     ERROR_FILE,
     EXAMPLES_FILE,
     EXTRA_FILE,
@@ -352,7 +353,7 @@ class EvaluationFolder(Folder):
         remove(self.partial)
 
 
-KEPT_FILES = (EXAMPLES_FILE, FEATURES_FILE, PLANE_FILE, RAY_FILE)  # of an evaluation, where it has them
+KEPT_FILES = (EXAMPLES_FILE, DEFENDED_IMAGES_FILE, FEATURES_FILE, PLANE_FILE, RAY_FILE)  # of an evaluation, where it has them
 
 
 def _check_places(folder: Path, names: Iterable[str]) -> None:

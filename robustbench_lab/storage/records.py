@@ -23,6 +23,7 @@ RUN_FILE = "run.json"  # the last file of a training run
 RECORD_FILE = "record.json"  # the last file of an evaluation
 OUTCOME_FILE = "outcome.npz"  # of an evaluation: what happened to each image
 EXAMPLES_FILE = "examples.npz"  # of an evaluation: a few images, clean and attacked
+DEFENDED_IMAGES_FILE = "defended_images.npz"  # of an evaluation that was asked for it: what the network sees of a few images
 FEATURES_FILE = "features.npz"  # of an evaluation that was asked for them: of some images, clean and attacked
 RAY_FILE = "ray.npz"  # of an evaluation that was asked for it: what is right on the way to attacked images
 PLANE_FILE = "plane.npz"  # of points in the plane: confidence everywhere, and what was trained on
@@ -328,6 +329,9 @@ ARRAYS: Mapping[str, Mapping[str, str]] = {
     },
     EXAMPLES_FILE: {
         "index": "i E", "x": "i E C H W", "delta": "F E C H W", "label": "i E", "clean_prediction": "i E", "prediction": "i E",
+    },
+    DEFENDED_IMAGES_FILE: {
+        "index": "i E", "clean": "i E C H W", "attacked": "i E C H W", "clean_masks": "?i E 1 I J", "attacked_masks": "?i E 1 I J",
     },
     FEATURES_FILE: {
         "index": "?i M", "label": "i M", "clean": "f M F", "attacked": "f M F", "prediction_clean": "?i M", "prediction_attacked": "?i M",

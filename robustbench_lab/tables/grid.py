@@ -68,10 +68,11 @@ class Table:
     `row / column`) that the paper took from another `source`; the first glob that fits counts. claims: orderings that the paper states.
     deviations: where we knowingly differ. findings: what the measured figures say; figures in both are named, not typed:
     {ours: row / column}, {paper: row / column}. profile: what made, or would make, this table. figure: what is drawn of it, `kind`:
-    `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of the first
-    test images), `planes` (models on points in the plane), `features` (of cells whose words have keep=[features]: where a model puts test
-    images, clean and, of the class `attacked`, attacked; `classes`: their names), `scatter` (a row is a point, of its two columns' figures;
-    rows whose labels are alike up to the last comma are a curve). Curves may have a logarithmic axis, `scale: log`.
+    `curves` (a row is a curve, columns' labels are numbers on the axis, which `x` names), `pictures` (a row's cells are strips of what
+    became of the first test images: `shows`), `planes` (models on points in the plane), `features` (of cells whose words have
+    keep=[features]: where a model puts test images, clean and, of the class `attacked`, attacked; `classes`: their names), `scatter` (a row
+    is a point, of its two columns' figures; rows whose labels are alike up to the last comma are a curve). Curves may have a logarithmic
+    axis, `scale: log`.
     smaller: of a table at full size, where figures by a short schedule stand in for those that it does not have yet (tables/smaller.py).
     A file may say `like: <paper>/<table>`: whatever key it does not have, it has from that one.
     """

@@ -15,6 +15,7 @@ from typing import Any
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.intervals import student_interval
+from robustbench_lab.knobs import Count, Knobs
 from robustbench_lab.settings.conf import choices
 from robustbench_lab.tables.base import OF_IMAGES, Evidence, Figure, Metric
 from robustbench_lab.tables.rays import AccuracyAt, EpsAtAccuracy
@@ -81,12 +82,13 @@ class OverRuns(Metric):
 
 @dataclass(frozen=True)
 class OfRun(Metric):
-    """A number that the attacked run says of itself, `key` in its run.json."""
+    """A number that the attacked run says of itself, `key` in its run.json, over how many of its unit are one of the table's."""
 
     key: str = ""
+    over: float = 1
 
     def read(self, seen: Evidence) -> Figure:
-        return Figure(float(seen.run[self.key or self.name]), None, int(seen.record["n"]))
+        return Figure(float(seen.run[self.key or self.name]) / self.over, None, int(seen.record["n"]))
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,25 @@ class OfImages(Metric):
         return self.unit in (metrics if isinstance(metrics, list) else [metrics])
 
 
+@dataclass(frozen=True, kw_only=True)
+class MinutesOfDefending(Metric, Knobs):
+    """What the attacked model takes to answer so many `images`, such as 10000, at the pace of those that were timed; without an interval,
+    because images of one batch are timed together."""
+
+    images: Count
+    unit: str = "min"
+    word: str | None = "metric=[seconds_of_defending]"
+
+    def read(self, seen: Evidence) -> Figure:
+        timed = OfImages("", unit=SECONDS).read(seen)
+        return Figure(None if timed.value is None else timed.value * self.images / 60, None, timed.n)
+
+    def asked(self, said: Mapping[str, Any]) -> bool:
+        return OfImages("", unit=SECONDS).asked(said)
+
+
+SECONDS = "seconds_of_defending"  # the metric of conf/metric/ that minutes are made of
+
 METRICS: dict[str, Callable[..., Metric]] = {
     "robust_accuracy": partial(Share, under_attack=True),
     "robust_accuracy_mean": partial(MeanOverDraws, under_attack=True),
@@ -118,6 +139,8 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "accuracy_at": AccuracyAt,
     "parameters": partial(OfRun, unit="parameters", form=",.0f"),
     "seconds_of_training": partial(OfRun, unit="s", form=",.0f", key="seconds"),
+    "minutes_of_training": partial(OfRun, unit="min", form=",.1f", key="seconds", over=60),
+    "minutes_of_defending": MinutesOfDefending,
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import hydra
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.functional import conv2d, pad
 from robustbench_lab.backbones.base import Backbone
 from robustbench_lab.backbones.efficient_defenses import EfficientDefensesCifarCNN, EfficientDefensesCNN, EfficientDefensesResNet
 from robustbench_lab.backbones.mlp import MLP
+from robustbench_lab.backbones.resnet50 import ResNet50
 from robustbench_lab.backbones.resnet_v1 import PaddedShortcut, ResNetV1
 from robustbench_lab.backbones.small_cnn import SmallCNN
 from robustbench_lab.backbones.vgg import VGG
@@ -113,6 +115,14 @@ def test_published_parameter_counts(name: str, count: int) -> None:
     assert parameters(build(name)) == count
 
 
+@pytest.mark.parametrize(("stem", "count"), [("3x3", 23_910_152), ("7x7", 23_917_832)])
+def test_parameters_of_the_resnet50_on_tiny_imagenet(stem: Literal["3x3", "7x7"], count: int) -> None:
+    """torchvision's 25,557,032 of ImageNet, less 800 rows of the head; a 3x3 stem has 64 x 3 x 40 weights fewer."""
+    assert 25_557_032 - 800 * 2049 - (0 if stem == "7x7" else 64 * 3 * 40) == count
+    with torch.device("meta"):
+        assert parameters(ResNet50(200, 3, 64, stem)) == count
+
+
 CONV1 = 64 * (1 * 8 * 8) + 64
 CONV2 = 128 * (64 * 6 * 6) + 128
 
@@ -192,6 +202,7 @@ def stage_sizes(model: Backbone, x: Tensor) -> list[int]:
         ("efficient_defenses_cifar_cnn", 8, [4, 1]),  # the smallest
         ("resnet20", 28, [28, 28, 14, 7]),
         ("resnet18", 32, [32, 32, 16, 8, 4]),
+        ("resnet50", 64, [64, 64, 32, 16, 8]),
         ("vgg19", 28, [28, 14, 7, 3, 1]),
         ("vgg19", 32, [32, 16, 8, 4, 2]),
         ("small_cnn", 8, [8, 4, 2]),
@@ -311,6 +322,8 @@ def test_other_wrong_knobs() -> None:
         EfficientDefensesCifarCNN(10, 1, 7)
     with pytest.raises(LabError, match=r"^backbone\.block_kernel: "):
         EfficientDefensesResNet(10, 1, 28, block_kernel=2)
+    with pytest.raises(LabError, match=r"^backbone\.stem: expected 3x3 or 7x7, got '5x5'"):
+        ResNet50(10, 3, 32, stem="5x5")  # type: ignore[arg-type]
     with pytest.raises(LabError, match=r"^backbone\.hidden: "):
         MLP(10, 1, 8, hidden=[])
     with pytest.raises(

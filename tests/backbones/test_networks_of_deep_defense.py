@@ -18,6 +18,7 @@ from robustbench_lab.backbones.deep_defense import DeepDefenseConvNet, DeepDefen
 from robustbench_lab.backbones.mlp import MLP
 from robustbench_lab.backbones.nin import NIN
 from robustbench_lab.backbones.resnet18 import ResNet18ImageNet
+from robustbench_lab.backbones.resnet50 import ResNet50
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.identity import fingerprint, run_at_words
 
@@ -186,6 +187,7 @@ def torchvision_weights(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (models.alexnet, lambda: AlexNet(3, 3, 80, dropout=0.5), 80),
         (models.resnet18, lambda: ResNet18ImageNet(3, 3, 72), 72),
+        (models.resnet50, lambda: ResNet50(3, 3, 72, stem="7x7"), 72),
     ],
 )
 def test_they_are_torchvisions(theirs: Any, ours: Callable[[], Backbone], size: int, torchvision_weights: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_imagenet_archive import archive_with, put
 
 from robustbench_lab.datasets.base import Dataset
 
@@ -42,7 +43,7 @@ def _read(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def small_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with 30 random images a split of every downloadable dataset, and an image folder.
+    """A data root with 30 random images a split of every downloadable dataset (of Tiny-ImageNet one of each class), and an image folder.
 
     The integrity checks stay on: torchvision is told the MD5 sums of these files instead of the published ones.
     """
@@ -51,6 +52,7 @@ def small_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _write_mnist(root / "MNIST" / "raw", rng, monkeypatch)
     _write_cifar10(root / "cifar-10-batches-py", rng, monkeypatch)
     _write_svhn(root, rng, monkeypatch)
+    put(root, archive_with(), monkeypatch)
     for split in ("train", "test"):
         for label in range(10):
             for number in range(PER_CLASS):

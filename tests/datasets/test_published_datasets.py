@@ -1,10 +1,12 @@
-"""MNIST, CIFAR-10 and SVHN: the real files' known answers, and what happens when files are missing or damaged."""
+"""MNIST, CIFAR-10, SVHN and Tiny-ImageNet: the real files' known answers, and what happens when files are missing or damaged."""
 
 import builtins
+import io
 import multiprocessing
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from PIL import Image
+from tiny_imagenet_archive import archive_with, put
 
 from robustbench_lab.datasets.base import Dataset, ImageSet
 from robustbench_lab.errors import LabError
@@ -21,8 +25,10 @@ PUBLISHED = {
     "mnist": ("MNIST/raw", "MNIST/raw/t10k-images-idx3-ubyte"),
     "cifar10": ("cifar-10-batches-py", "cifar-10-batches-py/test_batch"),
     "svhn": ("test_32x32.mat", "test_32x32.mat"),
+    "tiny_imagenet": ("tiny-imagenet-200.zip", "tiny-imagenet-200.zip"),
 }
 every_published = pytest.mark.parametrize("name", PUBLISHED)
+every_one_of_torchvision = pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
 
 
 def load(dataset: Dataset, split: Any, root: Path, download: bool = False) -> ImageSet:
@@ -58,7 +64,7 @@ def test_real_cifar10_subset(make_dataset: Make, real_root: Path) -> None:
     assert part.labels.bincount().tolist() == [100] * 10
 
 
-@every_published
+@every_one_of_torchvision
 def test_pixels_and_labels_are_torchvisions(name: str, make_dataset: Make, small_root: Path) -> None:
     """Item by item what torchvision's own dataset gives, so that no axis is swapped."""
     from torchvision import datasets
@@ -147,7 +153,7 @@ def test_failed_download_keeps_the_remedies_and_the_cause(
     assert [path.name for path in (tmp_path / "new").iterdir() if path.is_dir()] == []
 
 
-@every_published
+@every_one_of_torchvision
 def test_download_is_asked_of_torchvision(
     name: str, make_dataset: Make, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +205,7 @@ def test_data_that_are_there_need_no_lock(make_dataset: Make, small_root: Path) 
     assert sorted(small_root.iterdir()) == before
 
 
-@every_published
+@every_one_of_torchvision
 def test_torchvision_that_does_not_fit_torch(name: str, make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = builtins.__import__
 
@@ -212,3 +218,67 @@ def test_torchvision_that_does_not_fit_torch(name: str, make_dataset: Make, tmp_
     monkeypatch.setattr(builtins, "__import__", broken)
     with pytest.raises(LabError, match=r"torchvision::nms does not exist.*install builds of torch and torchvision"):
         load(dataset, "test", tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tiny_imagenet_is_read_as_torchvision_reads_its_folders(workers: int, make_dataset: Make, small_root: Path, tmp_path: Path) -> None:
+    """The unpacked folder under torchvision's ImageFolder, whose loader makes colour of grey; val's labels are those of its lines."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import pil_to_tensor
+
+    zipfile.ZipFile(small_root / "tiny-imagenet-200.zip").extractall(tmp_path)
+    theirs = ImageFolder(str(tmp_path / "tiny-imagenet-200" / "train"))
+    dataset = make_dataset("tiny_imagenet")
+    train, test = (dataset.load(split, root=small_root, download=False, workers=workers) for split in ("train", "test"))
+    assert train.labels.tolist() == theirs.targets
+    assert train.images.dtype == torch.uint8
+    assert torch.equal(train.images, torch.stack([pil_to_tensor(picture) for picture, _ in theirs]))
+    assert (train.images[0] == train.images[0, :1]).all(), "the grey one"
+    val = tmp_path / "tiny-imagenet-200" / "val"
+    for index, line in enumerate((val / "val_annotations.txt").read_text().splitlines()):
+        file, name = line.split("\t")[:2]
+        assert torch.equal(test.images[index], pil_to_tensor(Image.open(val / "images" / file).convert("RGB")))
+        assert test.labels[index] == theirs.class_to_idx[name]
+
+
+@pytest.mark.parametrize(
+    ("drop", "split", "told"),
+    [
+        ("val_annotations.txt", "test", "no item named 'tiny-imagenet-200/val/val_annotations.txt'"),
+        ("val_7.JPEG\t", "test", "val_7.JPEG is in one of val/images and val_annotations.txt alone"),
+        ("images/val_8.JPEG", "test", "val_8.JPEG is in one of val/images and val_annotations.txt alone"),
+        ("n00000003_0.JPEG", "train", "training images of 199 classes in place of 200"),
+    ],
+)
+def test_tiny_imagenet_that_lacks_something(
+    drop: str, split: str, told: str, make_dataset: Make, small_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(small_root, archive_with(drop), monkeypatch)
+    with pytest.raises(LabError, match=rf"tiny-imagenet-200.zip is damaged \(.*{told}.*delete it"):
+        load(make_dataset("tiny_imagenet"), split, small_root)
+
+
+def test_tiny_imagenet_with_a_picture_that_is_none(make_dataset: Make, small_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = archive_with("n00000003_0.JPEG")
+    file = io.BytesIO(archive)
+    with zipfile.ZipFile(file, "a") as opened:
+        opened.writestr("tiny-imagenet-200/train/n00000003/images/n00000003_0.JPEG", b"no picture")
+    put(small_root, file.getvalue(), monkeypatch)
+    with pytest.raises(LabError, match=r"zip: tiny-imagenet-200/train/n00000003/images/n00000003_0.JPEG cannot be read as an image"):
+        load(make_dataset("tiny_imagenet"), "train", small_root)
+
+
+def test_tiny_imagenet_is_downloaded_with_its_checksum(
+    make_dataset: Make, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    from robustbench_lab.datasets import tiny_imagenet
+
+    def copy(url: str, folder: str, filename: str, md5: str) -> None:
+        assert (url, md5) == (tiny_imagenet.URL, tiny_imagenet.MD5)
+        shutil.copy(small_root / "tiny-imagenet-200.zip", Path(folder) / filename)
+
+    monkeypatch.setattr(utils, "download_url", copy)
+    assert len(load(make_dataset("tiny_imagenet"), "test", tmp_path / "new", download=True)) == 200
+    assert (tmp_path / "new" / "tiny-imagenet-200.zip").is_file()

@@ -152,7 +152,7 @@ def test_embedded_images_do_not_have_the_papers_names(written: Callable[..., str
         ({"figure": {"kind": "features", "attacked": 2, "classes": ["a", "b"]}}, "figure.attacked: expected the number of one"),
         ({"figure": {"kind": "features", "attacked": 0, "classes": "ab"}}, "figure.classes: expected a list"),
         ({"overrides": WORDS[:2]}, "expected words with keep=\\[features\\], for a figure of features"),
-        ({"figure": {"kind": "pictures", "x": "eps"}}, "figure: expected for pictures kind, got"),
+        ({"figure": {"kind": "pictures", "x": "eps"}}, "figure: expected for pictures kind, perhaps amplify, perhaps shows, got"),
         ({"figure": {"kind": "curves", "x": "eps", "scale": "linear"}}, "figure.scale: expected log, or null, got 'linear'"),
     ],
 )

@@ -216,4 +216,10 @@ def test_every_kind_says_what_it_is_drawn_from():
 
     keys = {"curves": {"x": "eps"}, "features": {"attacked": 0}}
     files = {kind: tuple(kind_of({"kind": kind, **keys.get(kind, {})}).files) for kind in figure_kinds()}
-    assert files == {"curves": (), "features": ("features.npz",), "pictures": ("examples.npz",), "planes": ("plane.npz",), "scatter": ()}
+    assert files == {
+        "curves": (),
+        "features": ("features.npz",),
+        "pictures": ("examples.npz", "defended_images.npz"),
+        "planes": ("plane.npz",),
+        "scatter": (),
+    }

@@ -12,12 +12,15 @@ RECORD: dict[str, Any] = {
     "n": 200, "clean_accuracy": 0.9, "clean_interval": [0.85, 0.94], "robust_accuracy": 0.8, "robust_interval": [0.74, 0.85],
     "attacked_accuracy": 0.82, "attacked_interval": [0.76, 0.87], "draws": {"robust_accuracy_mean": 0.84, "clean_accuracy_mean": 0.89},
     "runs": {"accuracies": [0.79, 0.8, 0.805, 0.81, 0.82]},
-    "metrics": {"loss_sensitivity": {"mean": 0.25, "interval": [0.2, 0.3], "n": 40}},
+    "metrics": {
+        "loss_sensitivity": {"mean": 0.25, "interval": [0.2, 0.3], "n": 40},
+        "seconds_of_defending": {"mean": 0.0012, "interval": [0.0011, 0.0013], "n": 200},
+    },
 }  # fmt: skip
 RUN = {"parameters": 11_173_962, "seconds": 61.5}
 
 
-def figure_of(metric: str, record: dict[str, Any] = RECORD, run: dict[str, Any] = RUN) -> Figure:
+def figure_of(metric: Any, record: dict[str, Any] = RECORD, run: dict[str, Any] = RUN) -> Figure:
     return metric_of(metric).figure_of(Evidence(record, run))
 
 
@@ -32,9 +35,11 @@ def figure_of(metric: str, record: dict[str, Any] = RECORD, run: dict[str, Any] 
         ("attack_success_rate", 20, (15, 26)),
         ("parameters", 11_173_962, None),
         ("seconds_of_training", 61.5, None),
+        ("minutes_of_training", 1.025, None),
+        ({"name": "minutes_of_defending", "images": 10_000}, 0.2, None),
     ],
 )
-def test_figures(metric: str, value: float, interval: tuple[float, float] | None) -> None:
+def test_figures(metric: Any, value: float, interval: tuple[float, float] | None) -> None:
     figure = figure_of(metric)
     assert (figure.value, figure.n, figure.std) == (pytest.approx(value), 200, None)
     assert figure.interval == (None if interval is None else pytest.approx(interval))
@@ -53,7 +58,9 @@ def test_other_metrics_are_told_as_they_are() -> None:
     assert figure_of("metrics.loss_sensitivity") == Figure(0.25, (0.2, 0.3), 40)
 
 
-KNOBS: dict[str, dict[str, Any]] = {"eps_at_accuracy": {"at": 50}, "accuracy_at": {"of": "a / b", "share": 0.2}}
+KNOBS: dict[str, dict[str, Any]] = {
+    "eps_at_accuracy": {"at": 50}, "accuracy_at": {"of": "a / b", "share": 0.2}, "minutes_of_defending": {"images": 10_000},
+}  # fmt: skip
 
 
 def test_units_titles_and_forms() -> None:
@@ -87,6 +94,9 @@ def test_words_without_which_a_metric_is_not_measured() -> None:
         False,
         False,
     ]
+    minutes = metric_of({"name": "minutes_of_defending", **KNOBS["minutes_of_defending"]})
+    assert (minutes.word, minutes.unit, minutes.title) == ("metric=[seconds_of_defending]", "min", "minutes of defending")
+    assert [minutes.asked({"metric": said}) for said in (["rho2", "seconds_of_defending"], ["rho2"], None)] == [True, False, False]
     runs = metric_of("accuracy_of_runs")
     assert [runs.measured_by({"attack": attack}) for attack in ({"times": 5}, {"steps": 5})] == [True, False]
 
@@ -103,6 +113,15 @@ def test_a_record_that_says_nothing_of_a_metric(metric: str, missing: str, remed
     record = {key: value for key, value in RECORD.items() if key != missing}
     with pytest.raises(LabError, match=f"^the record says nothing of {metric}: .*{remedy}"):
         figure_of(metric, record)
+
+
+def test_minutes_of_defending_need_their_metric_and_their_images() -> None:
+    with pytest.raises(LabError, match=r"of minutes_of_defending: the cell's words need metric=\[seconds_of_defending\]"):
+        figure_of({"name": "minutes_of_defending", "images": 1}, RECORD | {"metrics": {}})
+    with pytest.raises(LabError, match=r"images: expected a whole number >= 1, got 0"):
+        metric_of({"name": "minutes_of_defending", "images": 0})
+    with pytest.raises(LabError, match="expected the knobs of minutes_of_defending, got none"):
+        metric_of("minutes_of_defending")
 
 
 def test_a_run_from_before_parameters_were_counted() -> None:
