@@ -5,6 +5,7 @@
     python scripts/benchmark.py attacks [--only pgd20 square ...] [--scale 1] [--repeats 2] [--device cpu]
     python scripts/benchmark.py distances [--scale 1] [--repeats 1] [--device cpu]
     python scripts/benchmark.py deep_defense [--batch 100] [--repeats 5] [--device cpu]
+    python scripts/benchmark.py fronts [--scale 1] [--repeats 1] [--device cpu]
 
 train: one step of PGD adversarial training (linf 8/255, `--steps` steps of 2/255), on images of CIFAR-10's size and random labels: speed
 does not depend on what they show. Rows:
@@ -23,6 +24,8 @@ distances: the exact distance of 10,000 images of MNIST's size, pixels drawn at 
 as metric=[training_set_distance] finds it, beside scikit-learn's brute-force search.
 
 deep_defense: a step of defense=deep_defense beside the passes that it is made of: scripts/benchmark_deep_defense.py.
+
+fronts: pre-processing beside the usual libraries: scripts/benchmark_fronts.py.
 """
 
 from __future__ import annotations
@@ -285,18 +288,18 @@ def timed(rows: dict[str, Callable[[], None]], repeats: int, device: str) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "attacks", "distances", "deep_defense"])
+    parser.add_argument("what", choices=["train", "attacks", "distances", "deep_defense", "fronts"])
     parser.add_argument("--backbone", default="resnet20")
     parser.add_argument("--batch", type=int, help="128 for train, 100 for deep_defense")
     parser.add_argument("--steps", type=int, default=10)
-    repeats = "turns, of which the fastest counts: 12 for train, 5 for deep_defense, 2 for attacks, 1 for distances"
+    repeats = "turns, of which the fastest counts: 12 for train, 5 for deep_defense, 2 for attacks, 1 for distances and fronts"
     parser.add_argument("--repeats", type=int, help=repeats)
     parser.add_argument("--only", nargs="*", default=[], help="attacks: the works to time; all without it")
-    parser.add_argument("--scale", type=float, default=1.0, help="attacks, distances: what the numbers of images are multiplied by")
+    parser.add_argument("--scale", type=float, default=1.0, help="attacks, distances, fronts: what the numbers of images are multiplied by")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="torch.compile ours (not the plain loop)")
     args = parser.parse_args()
-    args.repeats = args.repeats or {"train": 12, "attacks": 2, "distances": 1, "deep_defense": 5}[args.what]
+    args.repeats = args.repeats or {"train": 12, "attacks": 2, "distances": 1, "deep_defense": 5, "fronts": 1}[args.what]
     args.batch = args.batch or {"deep_defense": 100}.get(args.what, 128)
     if args.what == "train":
         train(args)
@@ -309,6 +312,12 @@ def main() -> None:
         print(f"{described(args.device)}; best of {args.repeats} turns.\n")
         with full_precision():
             deep_defense(args.batch, args.device, lambda rows: timed(rows, args.repeats, args.device))
+    elif args.what == "fronts":
+        from benchmark_fronts import fronts  # beside this file; it needs the parity extra
+
+        print(f"# Fronts beside the usual libraries\n\n{described(args.device)}; best of {args.repeats} turns.\n")
+        with full_precision():
+            fronts(args.scale, args.device, lambda rows: timed(rows, args.repeats, args.device))
     else:
         from benchmark_attacks import attacks  # beside this file; it needs the parity extra
 

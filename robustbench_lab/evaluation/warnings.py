@@ -132,6 +132,7 @@ def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> li
 
     collapsed: clean accuracy is at or below chance, so robust accuracy says nothing.
     random_output_one_draw: two passes over one image may differ, but the attack averages no draws (EOT, Athalye et al. 2018).
+    random_output_judged_once: the same, and each verdict is of one draw, so that images count as robust by luck.
     transfer_only: the attacker did not see the defended model, so the figure is no bound on what a white-box attacker reaches.
     """
     found = []
@@ -151,6 +152,15 @@ def warnings_of(record: Mapping[str, Any], classes: int, stochastic: bool) -> li
                 "code": "random_output_one_draw",
                 "message": "the model's output is random, but eot_samples is 1; raise it",
                 "eot_samples": samples,
+            }
+        )
+    draws = record["config"]["verdict_draws"]
+    if stochastic and draws == 1:
+        found.append(
+            {
+                "code": "random_output_judged_once",
+                "message": "the model's output is random, but verdict_draws is 1: an image may count as robust by luck; raise it",
+                "verdict_draws": draws,
             }
         )
     if record["source"] is not None and record["source"]["fingerprint"] != record["run"]["fingerprint"]:

@@ -759,11 +759,11 @@ def test_a_record_without_an_attacked_image(data: ImageSet) -> None:
 # Warnings
 
 
-def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, eot_samples: int = 1) -> dict[str, Any]:
+def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = None, eot_samples: int = 1, draws: int = 10) -> dict[str, Any]:
     return {
         "clean_accuracy": accuracy,
         "eot_samples": eot_samples,
-        "config": {"threat_model": {"sees": sees}},
+        "config": {"threat_model": {"sees": sees}, "verdict_draws": draws},
         "run": {"fingerprint": "this"},
         "source": None if source is None else {"fingerprint": source},
     }
@@ -778,6 +778,8 @@ def record(accuracy: float = 0.9, sees: str = "defended", source: str | None = N
         (record(eot_samples=1), True, ["random_output_one_draw"]),
         (record(), True, ["random_output_one_draw"]),
         (record(eot_samples=8), True, []),
+        (record(eot_samples=8, draws=1), True, ["random_output_judged_once"]),
+        (record(draws=1), False, []),
         (record(sees="twin", source="other"), False, ["transfer_only"]),
         (record(sees="twin", source="this"), False, []),  # the twin of an undefended run is that run: the attacker saw it
         (record(0.05, sees="substitute", source="other"), False, ["collapsed", "transfer_only"]),

@@ -122,6 +122,27 @@ def test_the_panel_sees_through_a_front(panel: Panel, honest: Defended, digits: 
     assert codes(panel, Defended(honest.network, [Levels()]).eval(), digits[1]) == set()
 
 
+def test_a_front_that_hides_its_gradient_raises_codes(panel: Panel, honest: Defended, digits: tuple[ImageSet, ImageSet]) -> None:
+    """It says that it is differentiable, and is flat."""
+
+    class Flat(Front):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 15).round() / 15
+
+    class Deaf(Front):
+        """Its stand-in looks elsewhere: nothing of the image's own gradient is left."""
+
+        def transform(self, x: Tensor) -> Tensor:
+            return x
+
+        def surrogate(self, x: Tensor) -> Tensor:
+            return x.flip(2, 3)
+
+    data = digits[1]
+    assert {"zero_gradients", "queries_beat_gradients"} <= codes(panel, Defended(honest.network, [Flat()]).eval(), data)
+    assert {"queries_beat_gradients"} <= codes(panel, Defended(honest.network, [Deaf()]).eval(), data)
+
+
 def test_random_output_that_is_averaged_raises_nothing(panel: Panel, honest: Defended, digits: tuple[ImageSet, ImageSet]) -> None:
     model = Defended(Noisy(honest), stochastic=True).eval()
     assert "random_output_one_draw" in codes(panel, model, digits[1])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from built_kinds import NEEDED
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.settings.conf import CONF, compose
@@ -66,9 +67,11 @@ def test_draws_are_part_of_an_evaluation_where_output_is_random_and_only_there(w
 
 
 def test_a_file_says_that_output_is_random_where_the_model_draws(run_objects: Any) -> None:
-    stochastic = {"adv_bnn", "adv_bnn_as_released", "rse", "rse_robustnet"}
-    for path in sorted((CONF / "defense").glob("*.yaml")):
-        words = [f"defense={path.stem}", "backbone=small_resnet"]
+    stochastic = {"adv_bnn", "adv_bnn_as_released", "rse", "rse_robustnet", "random_resize_pad", "random_mask"}
+    for path in [*sorted((CONF / "defense").glob("*.yaml")), *sorted((CONF / "front").glob("*.yaml"))]:
+        alone = [f"defense={path.stem}"] if path.parent.name == "defense" else ["defense=preprocessed", f"defense.fronts=[{path.stem}]"]
+        backbone = "pixelcnn_small" if path.stem == "likelihood" else "small_resnet"
+        words = [f"backbone={backbone}", *alone, *NEEDED.get((path.parent.name, path.stem), [])]
         said, draws = says_stochastic(run_at_words(words).config["defense"]), run_objects(*words)[1].stochastic
         assert said == draws, path.stem
         stochastic -= {path.stem} if draws else set()
