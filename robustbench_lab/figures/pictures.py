@@ -57,9 +57,9 @@ Shows = Literal["attacked", "change", "defended", "attacked_defended", "masks", 
 class Pictures(TableFigure):
     """Beneath the clean images, a row's cells as strips of what became of them; rows of other images each have their clean ones above.
 
-    shows: a strip each of every cell: `attacked`, what its attack made of the images; `change`, |x_adv - x| `amplify` times as large; and,
-    where the cell kept defended images, `defended` and `attacked_defended`, what the network sees of clean and of attacked images, `masks`
-    and `attacked_masks`, white where a pixel stays whole. A cell whose model has no masks has no strip of them.
+    shows: a strip each of every cell: `attacked`, what its attack made of the images; `change`, x_adv - x around grey, `amplify` times as
+    large; and, where the cell kept defended images, `defended` and `attacked_defended`, what the network sees of clean and of attacked
+    images, `masks` and `attacked_masks`, white where a pixel stays whole. A cell whose model has no masks has no strip of them.
     """
 
     shows: Annotated[Sequence[Shows], NOT_EMPTY]
@@ -103,7 +103,7 @@ class Pictures(TableFigure):
             if show == "attacked":
                 strips.append(row("attacked", _attacked(examples), _captions(examples)))
             elif show == "change":
-                change = np.clip(np.round(255 * self.amplify * np.abs(_delta(examples))), 0, 255).astype(np.uint8)
+                change = np.clip(np.round(255 * (0.5 + self.amplify * _delta(examples))), 0, 255).astype(np.uint8)
                 strips.append(row(f"change x {self.amplify:g}", change, _captions(examples)))
             elif (images := kept.get(KEPT[show][0])) is not None:
                 if not np.array_equal(kept["index"], examples["index"]):
@@ -116,7 +116,7 @@ class Pictures(TableFigure):
         if {"attacked", "change"} & set(self.shows):
             said += " Beneath each picture: prediction before and after, and the length of the change over that of the image (l2)."
         if "change" in self.shows:
-            said += f" Changes are shown {self.amplify:g} times as large as they are."
+            said += f" Changes are shown {self.amplify:g} times as large as they are, grey where there is none."
         if {"masks", "attacked_masks"} & set(self.shows):
             said += " Masks: white where a pixel stays whole; beneath them their mean."
         return said

@@ -60,19 +60,19 @@ def drawn(written: Callable[..., str], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_change_is_shown_larger_than_it_is(drawn: Drawn) -> None:
-    """Up by .25 and down by .125: in size, and ten times that is more than white; three times is .75 and .375."""
+    """Up by .25 and down by .125: around grey, ten times that is more than white and less than black; once is .75 and .375."""
     (clean, *groups), footer = drawn(CHANGES)
     assert clean.rows[0].marked
     assert [group.heading for group in groups] == ["undefended", "bit depth"]
     (strip,) = groups[0].rows
     assert strip.label == "PGD"
-    assert (strip.images[0, 0, 0, 0], strip.images[0, 0, -1, -1], strip.images[0, 0, 1, 1]) == (255, 255, 0)
-    assert not strip.images[1].any(), "every second image was left alone"
+    assert (strip.images[0, 0, 0, 0], strip.images[0, 0, -1, -1], strip.images[0, 0, 1, 1]) == (255, 0, 128)
+    assert (strip.images[1] == 128).all(), "every second image was left alone"
     assert strip.captions[0].startswith("0 → 1 ")
-    assert "Changes are shown 10 times as large as they are." in footer
-    groups, footer = drawn(CHANGES | {"figure": {"kind": "pictures", "shows": ["change"], "amplify": 3}})
+    assert "Changes are shown 10 times as large as they are, grey where there is none." in footer
+    groups, footer = drawn(CHANGES | {"figure": {"kind": "pictures", "shows": ["change"], "amplify": 1}})
     assert groups[1].rows[0].images[0, 0, [0, -1], [0, -1]].tolist() == [191, 96]
-    assert "3 times" in footer
+    assert "shown 1 times" in footer
 
 
 def test_each_dataset_has_its_own_clean_images(drawn: Drawn) -> None:
