@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbench_lab.errors import LabError
 
-TILE = 2048  # queries and patches of one matrix product: 16 MiB of distances
+TILE = 1024  # queries and patches of one matrix product: 4 MiB of distances
 MIDDLE = 128.0  # distances do not change with it, and rounding is least about it
 # As released: lists, of which as many are probed; dimensions after a rotated PCA, in sub-vectors, each coded in so many bits.
 LISTS, PROBES, DIMENSIONS, SUBVECTORS, BITS = 200, 5, 64, 16, 8

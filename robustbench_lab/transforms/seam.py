@@ -32,8 +32,7 @@ class Seam:
         edges = [(i, j) for i, j in edges if j in cells and not (goes[i] or stays[j])]  # of the others none is ever cut
         self.tails, self.heads = (torch.tensor([row * width + column for row, column in ends]) for ends in zip(*edges, strict=True))
         self.rows = [_labellings(*ties) for ties in zip(stays, goes, strict=True)]
-        unit = len(cells) + 1  # a unit of cost outweighs any number of new cells
-        self.costs, self.news = [], []
+        self.costs = []
         for number, below in enumerate(self.rows):  # what a labelling of a row adds, after each of the row above
             above = self.rows[number - 1] if number else torch.zeros(1, width, dtype=torch.bool)
             pairs = torch.stack([above[:, None].expand(-1, len(below), -1), below.expand(len(above), -1, -1)])
@@ -41,23 +40,21 @@ class Seam:
             for place, ((row, column), (other_row, other_column)) in enumerate(edges):
                 if max(row, other_row) == number:
                     costs[place] = ~pairs[row - number + 1][..., column] & pairs[other_row - number + 1][..., other_column]
-            self.costs.append(unit * costs)
-            self.news.append(below.sum(dim=1).double())
+            self.costs.append(costs)
 
     def to(self, device: torch.device) -> Seam:
         self.tails, self.heads = self.tails.to(device), self.heads.to(device)
-        self.rows, self.costs, self.news = ([part.to(device) for part in parts] for parts in (self.rows, self.costs, self.news))
+        self.rows, self.costs = ([part.to(device) for part in parts] for parts in (self.rows, self.costs))
         return self
 
     def new_cells(self, old: Tensor, new: Tensor) -> Tensor:
         """Which cells to take from `new`, bool [B, h, w]. old, new: whole numbers [B, C, h, w], as float32 holds them and sums of them."""
         jumps = (new.flatten(2)[..., self.heads] - old.flatten(2)[..., self.tails]).abs().sum(dim=1).double()
         total, cheapest = jumps.new_zeros(len(jumps), 1), []
-        for costs, news in zip(self.costs, self.news, strict=True):
+        for costs in self.costs:
             added = (jumps @ costs.flatten(1)).unflatten(1, costs.shape[1:])  # whole numbers far below 2^53: ties are ties
-            best = (total[:, :, None] + added).min(dim=1)
-            total = best.values + news
-            cheapest.append(best.indices)
+            total, before = (total[:, :, None] + added).min(dim=1)  # the first of equals
+            cheapest.append(before)
         state = total.argmin(dim=1)
         labels = []
         for row, before in zip(self.rows[::-1], cheapest[::-1], strict=True):
@@ -67,6 +64,9 @@ class Seam:
 
 
 def _labellings(stays: Tensor, goes: Tensor) -> Tensor:
-    """Every labelling of a row [w] that its ties allow, bool [S, w]: true for new."""
+    """Every labelling of a row [w] that its ties allow, bool [S, w]: true for new.
+
+    Old comes before new. What is new in the least of equally good cuts is new in all of them, so that it is the first.
+    """
     allowed = [(False,) if old else (True,) if new else (False, True) for old, new in zip(stays.tolist(), goes.tolist(), strict=True)]
     return torch.tensor(list(itertools.product(*allowed)))

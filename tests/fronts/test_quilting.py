@@ -90,6 +90,13 @@ def test_one_patch_tiles_every_image_with_the_first_line_of_each_overlap_old() -
         assert torch.equal(image[row + 2 : row + 4, column + 2 : column + 4], patch[2:4, 2:4])  # between the overlaps and in the first line
 
 
+def test_the_script_that_times_it_finds_the_same_images(plain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    plain.main(["--images", "1", "--patches", "300", "--size", "12", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert "plain loop and ours, exact: the same images" in out
+    assert "OTHER" not in out
+
+
 @pytest.mark.parametrize("border", ["covered", "as_released"])
 @pytest.mark.parametrize("cut", ["minimum_error", "as_released"])
 @pytest.mark.parametrize(("channels", "side", "high"), [(3, 13, 256), (1, 14, 2)])
