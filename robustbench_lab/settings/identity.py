@@ -245,7 +245,8 @@ def run_of(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], words: 
     finally:
         _chain.reset(chain)
     if start and start[0].fingerprint != teacher.fingerprint:
-        expected = f"words for the run that defense.teacher={others['defense.teacher']} describes, teacher or null"
+        key, words = next(iter(others.items()))
+        expected = f"words for the run that {key}={words} describes, teacher or null"
         raise LabError(f"training.start: expected {expected}, got {others['training.start']!r}")
     return Run(config, named, teacher, next(iter(of_others.values())))
 

@@ -32,7 +32,8 @@ def asked_for(cells: list[Cell]) -> set[str]:
             found |= {f"{group}={choice}" for group, choice in run.choices.items() if "." not in group}
         for word in (word for one in cell.measurements for word in one.overrides):
             if choices(parsed(word).key_or_group) and not word.startswith("metric="):
-                found.add(f"{parsed(word).key_or_group}={parsed(word).value()}")
+                value = parsed(word).value()
+                found |= {f"{parsed(word).key_or_group}={choice}" for choice in (value if isinstance(value, list) else [value])}
             found |= set(re.findall(r"keep\w*|test_first|attack_misclassified|without_noise|panel=\w+", word))
         found |= {f"metric={name}" for name in evaluation.config.get("metric", {})}
     return {word for word in found if not word.startswith("profile=")}

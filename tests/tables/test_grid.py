@@ -301,7 +301,7 @@ def test_every_rule_names_what_exists():
         rules = Rules.read(path.stem)
         for group, patterns in rules.choices.items():
             for choice in patterns.values():
-                assert (CONF / group / f"{choice}.yaml").exists(), f"{path}: {group}={choice}"
+                assert (CONF / group.partition("@")[0] / f"{choice}.yaml").exists(), f"{path}: {group}={choice}"
         for pattern, words in rules.words.items():
             key, _, choice = pattern.partition("=")
             group, _, package = key.removeprefix("+").partition("@")
