@@ -66,8 +66,8 @@ class Rules:
                 continue
             new = self._choice(override.key_or_group, override.value())
             if new is not None:
-                replaced.add(override.key_or_group)
-                word = f"{override.key_or_group}={new}"
+                replaced.add(override.package or override.key_or_group)
+                word = f"{override.get_key_element()}={new}"
             result.append(word)
         kept = [word for word in result if not _speaks_of(word, replaced)]
         added = [more for word in kept for pattern, words in self.words.items() if fnmatchcase(word, pattern) for more in words]
@@ -79,10 +79,9 @@ class Rules:
         return None if new == choice else str(new)
 
 
-def _speaks_of(word: str, groups: set[str]) -> bool:
-    """Whether the word is about a key within one of the groups, and no choice."""
-    group, _, key = parsed(word).key_or_group.partition(".")
-    return bool(key) and group in groups
+def _speaks_of(word: str, places: set[str]) -> bool:
+    """Whether the word is about a key within one of the places, and no choice."""
+    return any(parsed(word).key_or_group.startswith(f"{place}.") for place in places)
 
 
 def _outer(key: str, words: Sequence[str]) -> str:

@@ -172,6 +172,10 @@ RULES = Rules(
         (["backbone=small_resnet", "backbone.width=7"], ["backbone=small_resnet", "backbone.width=7"]),
         (["defense=fm", "defense.beta=2"], ["defense=fm", "defense.beta=2"]),
         (["attack=carlini_wagner_fm", "attack.steps=1000"], ["attack=carlini_wagner_fm", "attack.steps=2"]),
+        (
+            ["backbone@a.b=resnet18", "backbone.width=7", "a.b.width=3", "a.bc=1"],
+            ["backbone@a.b=small_resnet", "backbone.width=7", "a.bc=1"],
+        ),
         (["threat_model.overrides=[backbone=vgg19,seed=2]"], [r"threat_model.overrides=[backbone\=small_cnn,seed\=2]"]),
     ],
 )
