@@ -28,7 +28,7 @@ def asked_for(cells: list[Cell]) -> set[str]:
             continue
         found.add(f"metric {cell.metric}")
         found |= {f"{group}={choice}" for group, choice in evaluation.choices.items()}
-        for run in cell.runs:
+        for run in [*cell.runs, *(run.teacher for run in cell.runs if run.teacher is not None)]:
             found |= {f"{group}={choice}" for group, choice in run.choices.items() if "." not in group}
         for word in (word for one in cell.measurements for word in one.overrides):
             if choices(parsed(word).key_or_group) and not word.startswith("metric="):
