@@ -88,7 +88,7 @@ def test_flat_images_stay_and_far_values_do_not_mix() -> None:
 @pytest.mark.parametrize("least", [0.0, LEAST])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_its_gradient_is_that_of_finite_differences(channels: int, least: float) -> None:
-    x = torch.rand(2, channels, 7, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.rand(1, channels, 6, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: non_local_means(x, 5, BOX, 0.6, least), (x,))
 
 
