@@ -101,7 +101,7 @@ def _not_of(verb: str, argument: str, name: str, whose: Mapping[str, Sequence[st
 
 
 def _check_choice(argument: str, word: Override) -> None:
-    """Raises LabError unless each choice of a group that the word makes is there."""
+    """Raises LabError unless each choice of a group that the word makes is there, and in a list once."""
     group, value = word.key_or_group, word.value()
     if word.type == OverrideType.DEL or isinstance(value, Glob):
         return
@@ -117,6 +117,9 @@ def _check_choice(argument: str, word: Override) -> None:
                 near = get_close_matches(str(text), known, 1)
                 remedy = f"; did you mean {near[0]}?" if near else ""
                 raise LabError(f"{argument}: expected {group} to be one of {', '.join(sorted(known))}, got {text!r}{remedy}")
+        twice = [str(entry) for entry in listed if listed.count(entry) > 1]
+        if twice:
+            raise LabError(f"{argument}: expected each choice once, got {twice[0]!r} {len(twice)} times")
 
 
 def _check_hydras_own(verb: str, argument: str, word: Override) -> None:

@@ -31,7 +31,8 @@ from robustbench_lab.training.recipe import Recipe
 
 
 def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe | Imported]:
-    """What a run's config describes, with the weights that its seed gives."""
+    """What a run's config describes, with the weights that its seed gives. Raises LabError for a wrong knob, and where its output is random
+    and no file says so."""
     dataset = dataset_of(run.config, Dataset)
     defense = build(run.config["defense"], "defense", Defense)
     recipe = build(run.config["training"], "training", Recipe | Imported)
@@ -62,6 +63,11 @@ def objects(run: Run) -> tuple[Dataset, Defended, Defense, Recipe | Imported]:
 
     torch.manual_seed(stable_hash(seed, "weights"))
     model = defense.build(make_net)
+    if model.stochastic and not run.random_output:
+        raise LabError(
+            f"defense._stochastic_: expected true in the file of defense={run.choices['defense']}, or of its front, whose output is random "
+            "(such as defense.fronts.quilting._stochastic_=true), got none"
+        )
     if isinstance(recipe, Imported):
         return dataset, model, defense, recipe
     try:  # torch checks its knobs only here, and some in the first step
@@ -108,8 +114,7 @@ def check_budget(run: Run, budget: Budget, key: str) -> None:
 def load_run(run: Run, output_root: Path, device: torch.device) -> tuple[Dataset, Defended, Defense]:
     """A finished run's dataset, trained model (eval mode, on the device) and defense.
 
-    Raises LabError where its weights are damaged, gone or others than run.json speaks of, and where its output is random and its defense's
-    file does not say so.
+    Raises LabError where its weights are damaged, gone or others than run.json speaks of.
     """
     return load_from(run, run.at(output_root), device)
 
@@ -121,9 +126,6 @@ def load_from(run: Run, folder: RunFolder, device: torch.device) -> tuple[Datase
     load_weights(model, tensors, folder.weights)
     if meta["digest"] != folder.digest:
         raise LabError(f"{folder.weights} holds other weights than {RUN_FILE} beside it speaks of; train with force=true")
-    if model.stochastic and not run.random_output:
-        name = run.choices["defense"]
-        raise LabError(f"defense._stochastic_: expected true in the file of defense={name}, whose output is random, got none")
     return dataset, model.to(device).eval(), defense
 
 

@@ -185,6 +185,8 @@ def test_evaluate_names_the_key_and_what_came(refused, trained, tiny, words, key
         (["defense=pni", "training.epochs=5"], "defense.start_epoch", "training.epochs=5"),
         (["defense=learn2perturb", "defense.start_epoch=0"], "defense.noise_start_epoch", "training.epochs=3"),
         (["defense=gda", "defense.sigma=inf"], "defense.sigma", "inf"),
+        (["defense=preprocessed", "defense.fronts=[median,median]"], "defense.fronts", "'median' 2 times"),
+        (["defense=preprocessed", "defense.fronts=[median]", "defense.fronts.median.window=9"], "defense.fronts.median.window", "9"),
         (["backbone.widths=[]"], "backbone.widths", "[]"),
         (["backbone.widths=[0]"], "backbone.widths", "[0]"),
     ],

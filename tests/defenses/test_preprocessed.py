@@ -158,6 +158,10 @@ def test_the_network_behind_bit_depth_is_that_of_feature_squeezing(run_objects: 
         (["front@defense.fronts=[]"], r"^defense.fronts: expected one or more choices of conf/front"),
         (["defense.fronts.bit_depth._partial_=false"], r"^defense.fronts.bit_depth: expected what makes a Front, with _partial_: true"),
         (["defense.order=[median]"], r"^defense.order: expected bit_depth, each once"),
+        (
+            ["defense.fronts=[quilting]", "defense.fronts.quilting.neighbours=3"],
+            r"^defense._stochastic_: expected true .*, or of its front",
+        ),
         (["defense.fronts.bit_depth.bits=9"], r"^defense.fronts.bit_depth.bits: expected a whole number >= 1 and <= 8"),
     ],
 )
