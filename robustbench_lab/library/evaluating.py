@@ -74,7 +74,9 @@ def evaluate(
     figures = figures_of(outcome, names, budget.norm, protocol.draws, made)
     record = {
         **figures, "source": None, "choices": {"attack": how.name},
-        "config": {"budget": {"norm": budget.norm, "eps": budget.eps}, "threat_model": {"sees": "defended"}},
+        "config": {
+            "budget": {"norm": budget.norm, "eps": budget.eps}, "threat_model": {"sees": "defended"}, "verdict_draws": protocol.draws,
+        },
     }  # fmt: skip
     record["warnings"] = [*_of_the_model(loan), *warnings_of(record, loan.classes, random)]
     if look is not None and facts is not None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,6 @@ def test_examples_without_the_originals(run_objects: Callable[..., Any], digits:
             seen.extend(batch.ids.tolist())
             return asked(self, batch)
 
-    watched = Watched(**{name: getattr(defense, name) for name in defense.__dataclass_fields__})
+    watched = Watched(**{field.name: getattr(defense, field.name) for field in fields(defense)})
     fit(watched, model, few, recipe, 0, teacher=run_objects("backbone=small_cnn", "seed=5")[1])
     assert sorted(seen) == sorted((-1 - few.ids).tolist())

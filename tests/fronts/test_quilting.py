@@ -158,7 +158,7 @@ def test_more_neighbours_are_drawn_from(run_objects: Callable[..., Any]) -> None
     image = 255 * front(torch.zeros(50, 1, 5, 5))
     assert image.flatten(1).unique(dim=1).shape == (50, 1)
     assert image[:, 0, 0, 0].round().unique().tolist() == [10, 200]
-    assert run_objects(*WORDS, "defense.fronts.quilting.neighbours=3")[1].stochastic
+    assert run_objects(*WORDS, "defense.fronts.quilting.neighbours=3", "defense.fronts.quilting._stochastic_=true")[1].stochastic
     assert not run_objects(*WORDS)[1].stochastic
 
 
