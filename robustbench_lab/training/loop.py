@@ -58,9 +58,8 @@ def fit(
     if state is not None:
         model.load_state_dict(state.model)
     else:
-        if recipe.start is None:  # else that run's are its own
-            learn_statistics(model, _chosen(train_data, train), seed)
-        begin(model, recipe, teacher)
+        learn_statistics(model, _chosen(train_data, train), seed)
+        begin(model, recipe, teacher)  # statistics too, where that run has learned them
     if teacher is not None:
         check_same_space(model, teacher, "defense.teacher")
     train_data = as_shown(model, train_data)

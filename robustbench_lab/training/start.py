@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_lab.errors import LabError
 from robustbench_lab.knobs import require
@@ -28,13 +28,20 @@ def begin(model: Defended, recipe: Recipe, teacher: nn.Module | None) -> None:
     elif recipe.start is not None:
         require(teacher is not None, "training.start", "null for a run without a teacher", recipe.start)
         assert teacher is not None
-        load_weights(model, teacher.state_dict(), "the teacher of this run")
+        load_weights(model, {**_of_fronts_alone(model, teacher), **teacher.state_dict()}, "the teacher of this run")
+
+
+def _of_fronts_alone(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """What the model's fronts hold that the other has no name for, such as a bank of patches: it stays as it is."""
+    theirs = other.state_dict()
+    return {key: tensor for key, tensor in model.state_dict().items() if key.startswith("fronts.") and key not in theirs}
 
 
 def check_start(model: nn.Module, other: nn.Module, name: str, other_name: str) -> None:
-    """Raises LabError, naming both runs, where one cannot begin from the other's weights."""
+    """Raises LabError, naming both runs, where one cannot begin from the other's weights, but for what its fronts alone hold."""
+    own = _of_fronts_alone(model, other)
     ours, theirs = ({key: tuple(tensor.shape) for key, tensor in one.state_dict().items()} for one in (model, other))
-    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    differing = sorted(key for key in (ours.keys() | theirs.keys()) - own.keys() if ours.get(key) != theirs.get(key))
     if differing:
         first = differing[0]
         raise LabError(

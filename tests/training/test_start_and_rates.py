@@ -23,6 +23,7 @@ from robustbench_lab.training.loop import fit
 from robustbench_lab.training.making import make_run
 from robustbench_lab.training.rates import optimizer_and_rates
 from robustbench_lab.training.recipe import MultiStep, Piecewise, Recipe
+from robustbench_lab.training.start import begin, check_start
 from robustbench_lab.training.state import State
 
 Objects = Callable[..., Any]
@@ -123,6 +124,23 @@ def test_a_start_of_another_architecture_is_named_with_the_run(tmp_path: Path) -
     message = r"^training\.start: expected a run of the same architecture as digits-small_cnn-\S+, got digits-mlp-\S+: \d+ tensors differ"
     with pytest.raises(LabError, match=message):
         make_run(run_of(cfg, choices, words), place_of(cfg))
+
+
+def test_a_start_without_fronts_leaves_theirs_as_they_are(
+    run_objects: Objects, recipe: Recipe, digits: tuple[ImageSet, ImageSet], model: Callable[[int], Defended]
+) -> None:
+    """A bank of patches is no part of the undefended network that training begins from."""
+    words = ["defense=preprocessed", "defense.fronts=[quilting]", "defense.fronts.quilting.patches=50", "backbone=small_cnn"]
+    _, behind, defense, _ = run_objects(*words)
+    teacher, few = model(3), digits[0].subset(torch.arange(40))
+    check_start(behind, teacher, "this", "that")
+    begin(behind, replace(recipe, start=["defense=standard"]), teacher)
+    assert same(behind.network.state_dict(), teacher.network.state_dict())
+    other = run_objects(*words)[1]
+    fit(defense, other, few, replace(recipe, epochs=1, start=["defense=standard"]), 0, teacher=teacher)
+    assert other.fronts[0].bank.float().std() > 0, "filled from the training images"
+    with pytest.raises(LabError, match=r"the first is 'fronts\.0\.bank'"):
+        check_start(teacher, behind, "this", "that")
 
 
 def test_a_start_that_is_not_the_teacher_is_refused() -> None:
