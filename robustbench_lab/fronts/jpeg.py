@@ -24,6 +24,7 @@ from robustbench_lab.models.front import Front, straight
 
 Rounding = Callable[[Tensor], Tensor]
 SUBSAMPLING = ("4:2:0", "4:4:4")
+CACHED = 2**18  # numbers in a chunk of images, on a CPU: its few arrays stay in the cache
 
 # ITU-T T.81, tables K.1 and K.2.
 LUMINANCE = (
@@ -51,7 +52,11 @@ class JPEG(Front):
         self.quality, self.subsampling = quality, subsampling
 
     def forward(self, x: Tensor) -> Tensor:
-        return compressed(x, self.quality, self.subsampling, lambda values: straight(_nearest(values), values))
+        at_once = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+        parts = (
+            compressed(some, self.quality, self.subsampling, lambda values: straight(_nearest(values), values)) for some in x.split(at_once)
+        )
+        return torch.cat(list(parts))
 
     def extra_repr(self) -> str:
         return f"quality={self.quality}, subsampling={self.subsampling}"
