@@ -6,7 +6,7 @@ strength for brightness and colour: "non_local_means_color_13_3_2" is search, te
 8-bit Lab, of which L and (a, b) are smoothed apart; weights exp(-d / strength^2), where d is the mean squared difference of two templates
 over pixels and channels; weights below .001 count as none; borders mirrored without the edge.
 Where we differ: OpenCV's weights are in fixed point, ours are floats. On CIFAR-10 at 13, 3, 2 they differ by .2 of 255 on average, 96 % of
-values by at most one and none by more than eight (a colour whose Lab is one apart); grey images by at most one. Forward is rounded as
+values by at most one and none by more than nine (a colour whose Lab is one apart); grey images by at most one. Forward is rounded as
 OpenCV's, backward goes through the means and their weights.
 Limits: an attacker who differentiates it sees through it.
 """
